@@ -1,0 +1,124 @@
+"""The command ``mathtune``. Exit status: 0 done, 2 the user's mistake (recipe, data, range), 1 ours or the machine's."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+from rich.console import Console
+
+from flows import show
+from mathtune import __version__
+from mathtune.chain import Chain
+from mathtune.errors import MathtuneError
+from mathtune.recipe_file import load_recipe
+
+console = Console()
+errors = Console(stderr=True)
+app = App(name="mathtune", version=__version__, console=console,
+          help="Fine-tune a language model for maths, chunk by chunk, without ever losing work.")
+
+Overrides = Annotated[tuple[str, ...], Parameter(help="key=value, for example sft.learning_rate=1e-4", allow_leading_hyphen=False)]
+
+
+@app.command
+def run(recipe: Path, *overrides: Overrides):
+    """Run a recipe from its source to its report. What is there already is served, not computed again."""
+    from flows.pipeline import pipeline
+
+    show.execute(console, pipeline, load_recipe(recipe, overrides))
+
+
+@app.command
+def train(recipe: Path, *overrides: Overrides, start: int | None = None, end: int | None = None,
+          next_rows: Annotated[int | None, Parameter(name="--next")] = None, allow_gap: bool = False):
+    """Train one range of the pool on top of the chain's head.
+
+    Parameters
+    ----------
+    start: first row of the range.
+    end: row after its last.
+    next_rows: instead of start and end: so many rows after the last trained one.
+    allow_gap: let the range leave rows out.
+    """
+    from flows.parts import train_range
+
+    show.execute(console, train_range, load_recipe(recipe, overrides), start=start, end=end, next_rows=next_rows,
+                 allow_gap=allow_gap)
+
+
+@app.command
+def evaluate(recipe: Path, *overrides: Overrides):
+    """Score the base and every link of the chain on the fixed validation rows."""
+    from flows.parts import evaluate_chain
+
+    show.execute(console, evaluate_chain, load_recipe(recipe, overrides))
+
+
+@app.command
+def submit(recipe: Path, *overrides: Overrides, link: int | None = None):
+    """Write predictions, and for a verifier the submission, from the head or another link.
+
+    Parameters
+    ----------
+    link: number of the link; default: the head.
+    """
+    from flows.parts import submit_link
+
+    show.execute(console, submit_link, load_recipe(recipe, overrides), link=link)
+
+
+@app.command
+def plan(recipe: Path, *overrides: Overrides):
+    """Show what would run, what is there already, tokens, memory and time."""
+    from flows.plan import show_plan
+
+    show_plan(console, load_recipe(recipe, overrides))
+
+
+@app.command
+def doctor():
+    """Check the machine; every ✗ comes with the command that mends it."""
+    from flows.doctor import examine
+
+    if not examine(console):
+        sys.exit(1)
+
+
+@app.command
+def chain(name: str, *, root: Path = Path(".mathtune")):
+    """Show the links of a chain.
+
+    Parameters
+    ----------
+    root: the recipe's storage.root.
+    """
+    show.chain_table(console, Chain(root / "chains", name))
+
+
+def main() -> None:
+    """Entry point of the command."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    try:
+        app(arguments, exit_on_error=False, print_error=True, error_console=errors)
+    except CycloptsError:
+        sys.exit(2)
+    except MathtuneError as error:
+        if debug:
+            raise
+        errors.print(f"[red]✗[/] {type(error).__name__}: ", end="")
+        errors.print(str(error), markup=False, highlight=False)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        errors.print("stopped; the same command goes on from here")
+        sys.exit(1)
+    except Exception as error:
+        if debug:
+            raise
+        errors.print(f"[red]✗[/] {type(error).__name__}: {error}\n→ --debug shows where", markup=False, highlight=False)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

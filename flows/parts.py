@@ -1,0 +1,96 @@
+"""Flows that do one part: train a range, evaluate the chain, submit from a link."""
+
+from typing import Any
+
+from prefect import flow
+
+from flows.prepare import Run, open_workspace, prepare
+from mathtune.chain import Link
+from mathtune.errors import ChainError, RangeError
+from mathtune.ranges import Range
+from mathtune.recipe import Recipe
+from tasks.results import submit
+from tasks.training import train_chunk
+
+
+@flow(name="train-range", flow_run_name="{recipe.name}", persist_result=False)
+def train_range(recipe: Recipe, start: int | None = None, end: int | None = None, next_rows: int | None = None,
+                allow_gap: bool = False, execution: str | None = None) -> dict[str, Any]:
+    """Trains one range on top of the chain's head and evaluates it.
+
+    Args:
+        recipe: what to do.
+        start, end: the range's pool rows ``[start, end)``.
+        next_rows: instead of start and end: so many rows after the last trained one.
+        allow_gap: let the range leave rows out.
+        execution: name of this execution.
+    """
+    with open_workspace(recipe, execution) as work:
+        run = prepare(work)
+        wanted = requested_range(run, start, end, next_rows)
+        run.evaluate(run.links[-1] if run.links else None)
+        run.evaluate(train_chunk(work, run.base, run.parts, wanted, allow_gap))
+        return run.report()
+
+
+@flow(name="evaluate", flow_run_name="{recipe.name}", persist_result=False)
+def evaluate_chain(recipe: Recipe, execution: str | None = None) -> dict[str, Any]:
+    """Scores the base and every link of the chain on the fixed validation rows."""
+    with open_workspace(recipe, execution) as work:
+        run = prepare(work)
+        for link in [None, *run.links]:
+            run.evaluate(link)
+        return run.report()
+
+
+@flow(name="submit", flow_run_name="{recipe.name}", persist_result=False)
+def submit_link(recipe: Recipe, link: int | None = None, execution: str | None = None) -> dict[str, Any]:
+    """Writes predictions, and for a verifier the submission, from one link.
+
+    Args:
+        recipe: what to do.
+        link: its number; default: the head.
+        execution: name of this execution.
+    """
+    with open_workspace(recipe, execution) as work:
+        run = prepare(work)
+        chosen = requested_link(run, link)
+        run.evaluate(chosen)
+        run.submission = submit(work, run.base, run.data["download"], chosen)
+        return run.report()
+
+
+def requested_range(run: Run, start: int | None, end: int | None, next_rows: int | None) -> Range:
+    """The range asked for, checked against the pool.
+
+    Raises:
+        RangeError: it is incomplete, empty, or reaches beyond the pool.
+    """
+    trained = [link.range for link in run.links if link.range]
+    after = trained[-1].end if trained else run.work.recipe.chunks.start
+    if next_rows is not None:
+        if after >= run.pool_rows:
+            raise RangeError(f"all {run.pool_rows} rows of the pool are trained", where=f"chain {run.work.chain.name}",
+                             remedy="add data and start a new chain: chain=NEW")
+        return Range(after, min(after + next_rows, run.pool_rows))
+    if start is None or end is None:
+        raise RangeError("give --start and --end, or --next", where="range")
+    wanted = Range(start, end)
+    if wanted.end > run.pool_rows:
+        raise RangeError(f"{wanted} reaches beyond the pool's {run.pool_rows} rows", where="range",
+                         remedy=f"--start {after} --end {run.pool_rows}" if after < run.pool_rows else "")
+    return wanted
+
+
+def requested_link(run: Run, number: int | None) -> Link:
+    """The link with a number, or the head.
+
+    Raises:
+        ChainError: there is none.
+    """
+    if not run.links:
+        raise ChainError("the chain has no link yet", where=f"chain {run.work.chain.name}",
+                         remedy="mathtune run RECIPE, or mathtune train RECIPE --next N")
+    if number is not None and not 1 <= number <= len(run.links):
+        raise ChainError(f"there is no link {number}, the last is {len(run.links)}", where=f"chain {run.work.chain.name}")
+    return run.links[(number or len(run.links)) - 1]

@@ -1,0 +1,125 @@
+"""``mathtune plan``: what a run would do, what is there already, tokens, memory and time. Computes no stage."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mathtune.chain import Link
+from mathtune.jobs import InspectJob, MeasureJob
+from mathtune.ranges import chunk_ranges
+from mathtune.recipe import Model, Recipe
+from mathtune.sources import source_identity
+from mathtune.stages.data import stage_key
+from mathtune.store import Artifact
+from mathtune.workspace import Workspace, new_execution
+
+SAMPLE_ROWS = 500
+# bytes a weight: NF4 with double quantisation keeps 4 bits and, for each 64 weights, 8 bits and a share of a float32
+# (QLoRA, arXiv:2305.14314, section 3); embeddings and norms stay in the compute dtype
+NF4_BYTES = 0.516
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One line of the plan: a stage, whether it is there, and what is known of it."""
+
+    title: str
+    there: bool
+    text: str
+
+
+def show_plan(console: Console, recipe: Recipe) -> None:
+    """Prints the plan of a recipe."""
+    with Workspace(recipe, "plan-" + new_execution()) as work:
+        base = work.engine.run(InspectJob(task=recipe.task, model=recipe.model, prompt=recipe.prompt,
+                                          hardware=recipe.hardware, cache=str(work.cache)))
+        data, parts = plan_data(work)
+        links = work.chain.links()
+        steps = data + (plan_links(recipe, parts.facts["pool"], links) if parts else [])
+        tokens = measure(work, parts) if parts else None
+    table = Table(title=f"plan of {recipe.name}", title_justify="left")
+    for column in ("stage", "", "what is known"):
+        table.add_column(column)
+    for step in steps:
+        table.add_row(step.title.replace("[", "\\["), "[cyan]there[/]" if step.there else "to do", step.text)
+    console.print(table)
+    for line in [base_line(base), memory_line(base, recipe.model),
+                 *token_lines(recipe, tokens, links, parts)]:
+        console.print(line, highlight=False)
+
+
+def plan_data(work: Workspace) -> tuple[list[Step], Artifact | None]:
+    """The data stages as far as their keys are known without computing; the split's artifact if it is there."""
+    recipe = work.recipe
+    raw = work.artifacts.find("download", stage_key(
+        "download", identity=source_identity(recipe.source, recipe.task), task=recipe.task))
+    names = ["balance", "split"] if recipe.balance else ["split"]
+    if raw is None:
+        return [Step(name, False, "") for name in ("download", *names)], None
+    steps = [Step("download", True, f"{raw.facts['rows']:,} rows, {raw.facts['test_rows']:,} test rows")]
+    rows_digest = raw.files["train.parquet"]
+    if recipe.balance:
+        balanced = work.artifacts.find("balance", stage_key(
+            "balance", rows=rows_digest, settings=recipe.balance.model_dump(mode="json")))
+        if balanced is None:
+            return [*steps, Step("balance", False, ""), Step("split", False, "")], None
+        steps.append(Step("balance", True, f"{sum(balanced.facts['kept'].values()):,} rows"))
+        rows_digest = balanced.files["balanced.parquet"]
+    parts = work.artifacts.find("split", stage_key(
+        "split", rows=rows_digest, settings=recipe.validation.model_dump(mode="json"), task=recipe.task))
+    text = f"{parts.facts['validation']:,} validation rows, pool of {parts.facts['pool']:,}" if parts else ""
+    return [*steps, Step("split", parts is not None, text)], parts
+
+
+def plan_links(recipe: Recipe, pool_rows: int, links: list[Link]) -> list[Step]:
+    """The chunks and the refinement, each with whether the chain holds it."""
+    done = {link.range: link for link in links}
+    steps = []
+    for wanted in chunk_ranges(recipe.chunks, pool_rows):
+        link = done.get(wanted)
+        text = f"link {link.number}, {link.result['seconds']:.0f} s" if link else f"{len(wanted):,} rows"
+        steps.append(Step(f"train-chunk{wanted}", link is not None, text))
+    if recipe.grpo:
+        refined = next((link for link in links if link.kind == "grpo"), None)
+        steps.append(Step("grpo", refined is not None, f"{recipe.grpo.max_steps} steps of {recipe.grpo.prompts_per_step} "
+                          f"prompts, {recipe.grpo.generations} completions each"))
+    return steps
+
+
+def measure(work: Workspace, parts: Artifact) -> dict[str, Any]:
+    """Tokens of a sample of the pool."""
+    recipe = work.recipe
+    return work.engine.run(MeasureJob(task=recipe.task, model=recipe.model, prompt=recipe.prompt, cache=str(work.cache),
+                                      rows=str(parts.path("pool.parquet")), sample=SAMPLE_ROWS))
+
+
+def base_line(base: dict[str, Any]) -> str:
+    return f"base      {base['parameters'] / 1e6:,.1f} M parameters, {base['dtype']} on {base['device']} ({base['dtype_reason']})"
+
+
+def memory_line(base: dict[str, Any], model: Model) -> str:
+    """Memory of the weights; activations depend on the batch and are not guessed."""
+    width = NF4_BYTES if model.quantization == "nf4" else DTYPE_BYTES[base["dtype"]]
+    weights = base["linear_parameters"] * width + (base["parameters"] - base["linear_parameters"]) * DTYPE_BYTES[base["dtype"]]
+    return f"memory    weights {weights / 2**30:.2f} GiB ({model.quantization}); activations come on top"
+
+
+def token_lines(recipe: Recipe, tokens: dict[str, Any] | None, links: list[Link], parts: Artifact | None) -> list[str]:
+    """Tokens an example, tokens of the ranges, and the time that this chain's own speed lets expect."""
+    if tokens is None or parts is None:
+        return ["tokens    known once the data stages are done"]
+    ranges = chunk_ranges(recipe.chunks, parts.facts["pool"])
+    left = sum(len(wanted) for wanted in ranges if wanted not in {link.range for link in links})
+    lines = [f"tokens    {tokens['mean']:.0f} an example, 95% below {tokens['p95']:.0f}, longest {tokens['longest']} of "
+             f"{tokens['rows']} looked at; {tokens['over_limit']:.1%} over model.max_length={recipe.model.max_length}"]
+    trained = [link for link in links if link.kind == "sft"]
+    if left and trained:
+        speed = sum(link.result["tokens"] for link in trained) / sum(link.result["seconds"] for link in trained)
+        minutes = left * tokens["mean"] * recipe.sft.epochs / speed / 60
+        lines.append(f"time      about {minutes:.0f} min for {left:,} rows, at this chain's {speed:,.0f} tokens/s so far")
+    elif left:
+        lines.append(f"time      {left:,} rows, about {left * tokens['mean']:,.0f} tokens; known after the first chunk")
+    return lines

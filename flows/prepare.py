@@ -1,0 +1,78 @@
+"""What every flow does first: open the workspace, look at the base, bring the data stages up to date, pin the chain."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from mathtune.chain import Link
+from mathtune.recipe import Recipe
+from mathtune.stages.report import make_record
+from mathtune.stages.train import pin_chain
+from mathtune.store import Artifact
+from mathtune.workspace import Workspace, new_execution
+from storage import ArtifactStore, CheckpointStore
+from tasks.data import balance, check_base, download, split
+from tasks.results import evaluate, report
+
+
+@dataclass
+class Run:
+    """What a flow knows so far.
+
+    Attributes:
+        work: the workspace.
+        base: what ``check_base`` found.
+        data: artifacts of the data stages by name (download, balance, split).
+        links: of the chain, in order.
+        served: keys of the links that were in the chain before.
+        scores: score artifacts on the validation rows by link key; ``""`` is the base's.
+        submission: facts of the submission, once there is one.
+    """
+
+    work: Workspace
+    base: dict[str, Any]
+    data: dict[str, Artifact]
+    links: list[Link]
+    served: set[str]
+    scores: dict[str, Artifact] = field(default_factory=dict)
+    submission: dict[str, Any] | None = None
+
+    @property
+    def parts(self) -> Artifact:
+        return self.data["split"]
+
+    @property
+    def pool_rows(self) -> int:
+        return self.parts.facts["pool"]
+
+    def evaluate(self, link: Link | None) -> None:
+        """Scores a link, or the base alone."""
+        title = link.title if link else "base"
+        self.scores[link.key if link else ""] = evaluate(self.work, self.base, self.parts, link, title)
+
+    def report(self) -> dict[str, Any]:
+        """Writes the run folder. Returns the record as plain values, with the report's path."""
+        self.links = self.work.chain.links()
+        record = make_record(self.work, self.links, self.served, self.scores, self.base, self.data, self.submission)
+        path = report(self.work, record, self.scores, self.data)
+        return {"report": path, "record": record.model_dump(mode="json")}
+
+
+def open_workspace(recipe: Recipe, execution: str | None) -> Workspace:
+    """The workspace of one execution, in the stores that the recipe's blocks name, else in its folders."""
+    storage = recipe.storage
+    artifacts = ArtifactStore.load(storage.artifact_block).open() if storage.artifact_block else None
+    chain = CheckpointStore.load(storage.checkpoint_block).open(recipe.chain) if storage.checkpoint_block else None
+    return Workspace(recipe, execution or new_execution(), artifacts, chain)
+
+
+def prepare(work: Workspace) -> Run:
+    """Base and data up to date, chain pinned."""
+    base = check_base(work)
+    data = {"download": download(work)}
+    if work.recipe.task == "verifier":
+        data["balance"] = balance(work, data["download"])
+        data["split"] = split(work, data["balance"], "balanced.parquet")
+    else:
+        data["split"] = split(work, data["download"], "train.parquet")
+    links = pin_chain(work, base, data["split"])
+    return Run(work, base, data, links, {link.key for link in links})

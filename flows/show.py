@@ -1,0 +1,91 @@
+"""Runs a flow in front of a person: Prefect's in-process server where none is configured, progress, a closing table."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from flows.display import Display
+from mathtune.chain import Chain
+from mathtune.errors import ChainError
+from mathtune.recipe import Recipe
+from mathtune.workspace import RunFolder, new_execution
+
+# Without a server of the user's own, Prefect starts one in process; its first start writes the database (about 20 s).
+QUIET_PREFECT = {
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_CLI_WRAP_LINES": "false",
+    "DO_NOT_TRACK": "1",
+}
+
+
+def execute(console: Console, flow: Callable[..., dict[str, Any]], recipe: Recipe, **parameters: Any) -> None:
+    """Runs a flow with a progress display and prints where the chain stands afterwards."""
+    execution = new_execution()
+    events = RunFolder(Path(recipe.storage.runs), recipe.name).execution(execution) / "events.jsonl"
+    console.print(f"[bold]{recipe.name}[/]: {recipe.task}, chain {recipe.chain}, base {recipe.model.base}")
+    with Display(console, events):
+        result = flow(recipe, execution=execution, **parameters)
+    console.print(result_table(result["record"]))
+    if result["record"]["submission"]:
+        console.print(f"results     {RunFolder(Path(recipe.storage.runs), recipe.name).path}/", highlight=False)
+    console.print(f"report      {result['report']}", highlight=False)
+
+
+def result_table(record: dict[str, Any]) -> Table:
+    """Accuracy of the base and of every evaluated link, each with its interval."""
+    table = Table(title=f"{record['name']} on the validation rows", title_justify="left")
+    for column in ("link", "rows", "accuracy", "95% interval", "n", "against the one before"):
+        table.add_column(column, justify="left" if column == "link" else "right")
+    if record["base"]:
+        table.add_row("base", "", *_accuracy(record["base"]), "")
+    for link in record["links"]:
+        if link["metrics"]:
+            rows = f"[{link['start']}:{link['end']})" if link["start"] is not None else ""
+            table.add_row(f"{link['number']} {link['kind']}", rows.replace("[", "\\["), *_accuracy(link["metrics"]),
+                          _comparison(link["versus_parent"]))
+    return table
+
+
+def chain_table(console: Console, chain: Chain) -> None:
+    """Prints a chain's links.
+
+    Raises:
+        ChainError: there is no such chain.
+    """
+    if chain.pins() is None:
+        others = sorted(path.parent.name for path in chain.folder.parent.glob("*/pins.json"))
+        raise ChainError("there is no such chain", where=str(chain.folder),
+                         remedy=f"there are: {', '.join(others)}" if others else "mathtune run RECIPE makes one")
+    table = Table(title=f"chain {chain.name}", title_justify="left")
+    for column in ("link", "rows", "examples", "steps", "loss or reward", "accuracy", "adapter", "trained"):
+        table.add_column(column)
+    for link in chain.links():
+        steps = link.result["curve"]["steps"]
+        figure = "reward" if link.kind == "grpo" else "loss"
+        metrics = chain.record(link).get("metrics")
+        accuracy = "{} ({})".format(*_accuracy(metrics)[:2]) if metrics else ""
+        table.add_row(f"{link.number} {link.kind}", str(link.range or "").replace("[", "\\["), str(link.result["examples"]),
+                      str(link.result["steps"]), f"{steps[0][figure]:.3f} → {steps[-1][figure]:.3f}", accuracy,
+                      link.adapter_digest[:12], link.created)
+    console.print(table)
+
+
+def _accuracy(metrics: dict[str, Any]) -> tuple[str, str, str]:
+    accuracy = metrics["accuracy"]
+    return f"{accuracy['value']:.1%}", f"{accuracy['low']:.1%} to {accuracy['high']:.1%}", f"{accuracy['n']:,}"
+
+
+def _comparison(versus: dict[str, Any] | None) -> str:
+    if versus is None:
+        return ""
+    return f"{versus['difference']['value'] * 100:+.1f} points, p {'< 0.001' if versus['p'] < 0.001 else format(versus['p'], '.3f')}"
+
+
+for _name, _value in QUIET_PREFECT.items():
+    os.environ.setdefault(_name, _value)

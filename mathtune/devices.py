@@ -1,0 +1,33 @@
+"""Which device and compute dtype to use, and why."""
+
+from dataclasses import dataclass
+
+import torch
+
+from mathtune.errors import ModelError
+from mathtune.recipe import Hardware, Model
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where the products run, and in which dtype (the adapters' masters are float32 whatever it is)."""
+
+    device: torch.device
+    dtype: torch.dtype
+    reason: str
+
+
+def choose_compute(model: Model, hardware: Hardware) -> Compute:
+    """Device and dtype by capability. TRL and Trainer would take bfloat16 everywhere, which a T4 (SM 7.5) lacks."""
+    if hardware.device == "cuda" and not torch.cuda.is_available():
+        raise ModelError("no CUDA device is visible to torch", where="hardware.device", remedy="hardware.device=auto")
+    use_cuda = hardware.device != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda", 0) if use_cuda else torch.device("cpu")
+    if model.dtype != "auto":
+        return Compute(device, getattr(torch, model.dtype), "the recipe says so")
+    if not use_cuda:
+        return Compute(device, torch.float32, "CPU: float32 products are exact and as fast on small models")
+    major, minor = torch.cuda.get_device_capability(device)
+    if major >= 8:
+        return Compute(device, torch.bfloat16, f"SM {major}.{minor} multiplies bfloat16")
+    return Compute(device, torch.float16, f"SM {major}.{minor} has no bfloat16 units: float16 with loss scaling")

@@ -1,0 +1,24 @@
+"""SHA-256 digests of files, folders and plain values. They detect damage, not attackers."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+
+def digest_value(value: Any) -> str:
+    """Digest (64 hex characters) of a JSON-able value, independent of the order of keys."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """Digest (64 hex characters) of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_folder(folder: Path) -> str:
+    """Digest of the names and bytes of all files below ``folder``."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return digest_value({path.relative_to(folder).as_posix(): digest_file(path) for path in files})

@@ -1,0 +1,131 @@
+"""The engine: a child process that keeps the base loaded, takes jobs and streams events.
+
+    python -m mathtune.engine --job job.json       one job by hand, its events on standard output
+    python -m mathtune.engine --connect SOCKET     a run's long-lived engine, started by mathtune.engine_client
+
+Only JSON lines cross the socket: jobs in, events out. A job's result depends on its files alone: nothing but the frozen
+base outlives a job, and each job seeds itself. When the other side of the socket goes away, so does the engine.
+"""
+
+import argparse
+import json
+import os
+import queue
+import socket
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import Any
+
+from mathtune.errors import EngineError, MathtuneError, OutOfMemory
+from mathtune.events import Emit
+from mathtune.jobs import JOB, GrpoJob, InspectJob, Job, MeasureJob, ScoreJob, SftJob
+
+ORPHANED = 3  # exit status when the control plane went away
+OUT_OF_MEMORY = 4  # exit status after an out-of-memory: its memory may not come back in this process
+
+
+class Engine:
+    """Runs jobs one after the other and keeps the last base they asked for."""
+
+    def __init__(self, emit: Emit):
+        self.emit = emit
+        self._base_key: str | None = None
+        self._base = None
+
+    def run(self, job: Job) -> dict[str, Any]:
+        """The job's result; see the job's class for what it holds."""
+        match job:
+            case InspectJob():
+                from mathtune.inspect_base import inspect_base
+                return inspect_base(job)
+            case MeasureJob():
+                from mathtune.inspect_base import measure_rows
+                return measure_rows(job)
+            case SftJob():
+                from mathtune.sft import train_chunk
+                return train_chunk(job, self._load(job), self.emit)
+            case GrpoJob():
+                from mathtune.grpo import refine
+                return refine(job, self._load(job), self.emit)
+            case ScoreJob():
+                from mathtune.scoring import score
+                return score(job, self._load(job), self.emit)
+
+    def _load(self, job: SftJob | GrpoJob | ScoreJob):
+        from mathtune.models import load_base
+
+        key = job.model.model_dump_json() + job.hardware.device
+        if key != self._base_key:
+            self._base = self._base_key = None
+            self.emit("phase", text=f"loading {job.model.base}")
+            self._base, self._base_key = load_base(job.model, job.hardware, Path(job.cache)), key
+        return self._base
+
+
+def run_guarded(engine: Engine, line: str, emit: Emit) -> int | None:
+    """Runs one job line and emits its result or failure. Returns an exit status where the engine must end."""
+    import torch
+
+    try:
+        emit("result", result=engine.run(JOB.validate_json(line)))
+    except MathtuneError as error:
+        emit("failed", error=error.to_dict())
+    except torch.cuda.OutOfMemoryError as error:
+        remedy = "lower hardware.micro_batch (the step stays the same), or hardware.gradient_checkpointing=true"
+        emit("failed", error=OutOfMemory(str(error).splitlines()[0], where="GPU memory", remedy=remedy).to_dict())
+        return OUT_OF_MEMORY
+    except Exception as error:
+        traceback.print_exc()
+        emit("failed", error=EngineError(f"{type(error).__name__}: {error}", where="engine",
+                                         remedy="the traceback is in engine.log").to_dict())
+    return None
+
+
+def serve(path: str) -> int:
+    """Takes jobs from a Unix socket until it closes."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(path)
+    lock = threading.Lock()
+
+    def emit(event: str, **fields: Any) -> None:
+        with lock:
+            connection.sendall(json.dumps({"event": event, **fields}).encode() + b"\n")
+
+    jobs: queue.Queue[str] = queue.Queue()
+
+    def listen() -> None:
+        for line in connection.makefile():
+            jobs.put(line)
+        os._exit(ORPHANED)  # the control plane is gone: nobody would read a result
+
+    emit("ready", pid=os.getpid())
+    threading.Thread(target=listen, daemon=True).start()
+    engine = Engine(emit)
+    while True:
+        status = run_guarded(engine, jobs.get(), emit)
+        if status is not None:
+            return status
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m mathtune.engine", description=__doc__.splitlines()[0])
+    mode = parser.add_mutually_exclusive_group(required=True)
+    mode.add_argument("--job", type=Path, help="file with one job as JSON")
+    mode.add_argument("--connect", help="path of the Unix socket to serve")
+    arguments = parser.parse_args()
+    if arguments.connect:
+        return serve(arguments.connect)
+    failed = []
+
+    def emit(event: str, **fields: Any) -> None:
+        failed.append(event == "failed")
+        print(json.dumps({"event": event, **fields}), flush=True)
+
+    run_guarded(Engine(emit), arguments.job.read_text(), emit)
+    return 1 if any(failed) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

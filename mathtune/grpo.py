@@ -1,0 +1,127 @@
+"""Refines a solver's adapter: trl's GRPOTrainer on an SFT link, KL anchored to that link.
+
+Every optimizer step generates its own completions, so a checkpoint never falls inside a generation window; prompts are
+laid out for the whole run beforehand, since trl's sampler replays the first epoch's order after a resume.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from transformers import TrainerCallback, set_seed
+from trl import GRPOConfig, GRPOTrainer
+
+from mathtune.adapters import WEIGHTS, attach, masters, reshape_for, restore_masters, save_adapter
+from mathtune.checkpoints import CheckpointKeeper
+from mathtune.errors import DataError, TrainingError
+from mathtune.events import Emit
+from mathtune.jobs import GrpoJob
+from mathtune.models import Base, borrowed
+from mathtune.prompts import PromptBuilder
+from mathtune.recipe import Lora
+from mathtune.rewards import correctness_reward, format_reward
+from mathtune.training import Reporter, adapter_digest, common_arguments, micro_batch, run_trainer
+
+FLAT_STEPS = 20  # so many steps in a row in which no group's rewards differ: nothing can be learned
+
+
+def refined_lora(job: GrpoJob) -> Lora:
+    """The adapter's shape for GRPO: the link's, with the recipe's other alpha or further targets."""
+    changes = {"alpha": job.grpo.alpha, "targets": job.grpo.targets}
+    return job.lora.model_copy(update={name: value for name, value in changes.items() if value is not None})
+
+
+def refine(job: GrpoJob, base: Base, emit: Emit) -> dict[str, Any]:
+    """Runs GRPO and writes the adapter to ``job.output``. Returns what ``sft.train_chunk`` returns."""
+    builder = PromptBuilder(job.prompt, base.tokenizer, job.model.max_length)
+    prompts, left_out = make_prompts(job, builder)
+    emit("phase", text="prompts laid out", prompts=len(prompts), left_out=left_out)
+    lora = refined_lora(job)
+    set_seed(job.grpo.seed)
+    with borrowed(base) as model:
+        model.generation_config.eos_token_id = builder.stop_tokens()
+        adapted = attach(model, lora, None)
+        try:
+            start = reshape_for(load_file(Path(job.start_adapter) / WEIGHTS), job.lora, lora, adapted)
+            restore_masters(adapted, start)
+            trainer = make_trainer(job, base, adapted, prompts, emit)
+            restore_masters(adapted, start)
+            assert_policy_is_reference(adapted, start)
+            outcome = run_trainer(trainer, Path(job.checkpoints), emit)
+        finally:
+            adapted.unload()
+    save_adapter(outcome.pop("tensors"), lora, job.model.base, Path(job.output))
+    base.tokenizer.save_pretrained(job.output)
+    return {**outcome, "adapter_digest": adapter_digest(Path(job.output)), "examples": len(prompts),
+            "left_out": left_out, "alpha": lora.alpha, "targets": sorted(lora.targets)}
+
+
+def make_trainer(job: GrpoJob, base: Base, adapted, prompts: Dataset, emit: Emit) -> GRPOTrainer:
+    """trl's trainer with both rewards; one generation batch an optimizer step."""
+    grpo = job.grpo
+    completions = grpo.prompts_per_step * grpo.generations
+    batch = micro_batch(completions, job.hardware)
+    arguments = GRPOConfig(
+        **common_arguments(base.compute, job.hardware, grpo, job.checkpoints, job.tracking, job.title),
+        per_device_train_batch_size=batch, gradient_accumulation_steps=completions // batch, max_steps=grpo.max_steps,
+        num_generations=grpo.generations, max_completion_length=grpo.max_new_tokens, temperature=grpo.temperature,
+        beta=grpo.beta, shuffle_dataset=False)
+    rewards = [correctness_reward(grpo.correct_reward), format_reward(grpo.format_reward)]
+    return GRPOTrainer(adapted, rewards, arguments, train_dataset=prompts, processing_class=base.tokenizer,
+                       callbacks=[Reporter(emit), FlatRewardGuard(), CheckpointKeeper(job.title, emit)])
+
+
+def make_prompts(job: GrpoJob, builder: PromptBuilder) -> tuple[Dataset, int]:
+    """Prompts and right answers in the order of the whole run, each pass over them in a new seeded order.
+
+    Returns:
+        the data set (``prompt``, ``answer``) and how many prompts were left out as too long to be answered.
+    """
+    rows = pq.read_table(job.rows).to_pylist()
+    ids, _ = builder.prompt_ids(rows, reserve=0)
+    fitting = [row for row, one in zip(rows, ids, strict=True)
+               if len(one) + job.grpo.max_new_tokens <= job.model.max_length]
+    if not fitting:
+        raise DataError("no prompt leaves room for an answer", where="grpo.max_new_tokens",
+                        remedy="raise model.max_length or lower grpo.max_new_tokens")
+    wanted = job.grpo.max_steps * job.grpo.prompts_per_step
+    random = np.random.Generator(np.random.Philox(job.grpo.seed))
+    passes = [random.permutation(len(fitting)) for _ in range(-(-wanted // len(fitting)))]
+    order = np.concatenate(passes)[:wanted]
+    laid_out = [{"prompt": builder.grpo_prompt(fitting[i]), "answer": fitting[i]["answer"]} for i in order]
+    return Dataset.from_list(laid_out), len(rows) - len(fitting)
+
+
+def assert_policy_is_reference(adapted, start: dict[str, torch.Tensor]) -> None:
+    """Before the first step the policy must be the reference that the KL is measured from.
+
+    Raises:
+        TrainingError: they differ. trl rounds the policy to bfloat16 but not its copy, the reference.
+    """
+    policy = masters(adapted)
+    reference = {name.replace(".ref.", "."): parameter for name, parameter in adapted.named_parameters() if ".ref." in name}
+    wrong = [name for name in start if not torch.equal(policy[name], start[name])]
+    wrong += [name for name in reference if not torch.equal(reference[name].cpu().float(), start[name])]
+    if wrong:
+        raise TrainingError("policy and reference differ before the first step", where=wrong[0])
+
+
+class FlatRewardGuard(TrainerCallback):
+    """Stops a run whose rewards never differ within a group: GRPO then has no signal, quietly (open-r1#363)."""
+
+    def __init__(self):
+        self.flat = 0
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "frac_reward_zero_std" not in (logs or {}):
+            return
+        self.flat = self.flat + 1 if float(logs["frac_reward_zero_std"]) == 1.0 else 0
+        if self.flat >= FLAT_STEPS:
+            raise TrainingError(
+                f"all rewards of a group were equal for {self.flat} steps (mean reward {logs.get('reward')})",
+                where=f"step {state.global_step}",
+                remedy="train more SFT chunks first, raise grpo.max_new_tokens or grpo.temperature")

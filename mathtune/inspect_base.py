@@ -1,0 +1,63 @@
+"""Looks at base and rows before anything is computed: a wrong model folder or label word stops a run at once, and a plan
+knows how many tokens there are. Loads no weights."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from mathtune.devices import choose_compute
+from mathtune.jobs import InspectJob, MeasureJob
+from mathtune.models import base_digests, load_tokenizer, locate_base
+from mathtune.prompts import PromptBuilder
+
+
+def inspect_base(job: InspectJob) -> dict[str, Any]:
+    """Digests of base and tokenizer, size, device and dtype. Loads no weights.
+
+    Raises:
+        ModelError: no tokenizer, no safetensors, no chat template, or labels whose first tokens do not differ.
+    """
+    folder = locate_base(job.model, Path(job.cache))
+    builder = PromptBuilder(job.prompt, load_tokenizer(folder), job.model.max_length)
+    if job.task == "verifier":
+        builder.label_tokens()
+    compute = choose_compute(job.model, job.hardware)
+    return {**base_digests(folder, Path(job.cache)), "folder": str(folder), **_parameters(folder),
+            "device": str(compute.device), "dtype": str(compute.dtype).removeprefix("torch."),
+            "dtype_reason": compute.reason, "versions": _versions()}
+
+
+def measure_rows(job: MeasureJob) -> dict[str, float]:
+    """Tokens of prompt and completion over the first rows of a file, before anything is shortened."""
+    folder = locate_base(job.model, Path(job.cache))
+    builder = PromptBuilder(job.prompt, load_tokenizer(folder), max_length=sys.maxsize)
+    rows = pq.read_table(job.rows).slice(0, job.sample).to_pylist()
+    examples = builder.verifier_examples(rows) if job.task == "verifier" else builder.solver_examples(rows, "refuse")
+    lengths = np.array([len(ids) for ids in examples.input_ids])
+    return {"rows": len(rows), "mean": float(lengths.mean()), "p95": float(np.percentile(lengths, 95)),
+            "longest": int(lengths.max()), "over_limit": float((lengths > job.model.max_length).mean())}
+
+
+def _parameters(folder: Path) -> dict[str, int]:
+    """All weights, and those in the linear layers that NF4 quantises (all but the head)."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), trust_remote_code=False)
+    head = model.get_output_embeddings()
+    linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head]
+    return {"parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "linear_parameters": sum(module.weight.numel() for module in linear)}
+
+
+def _versions() -> dict[str, str]:
+    import bitsandbytes
+    import peft
+    import trl
+
+    libraries = (torch, transformers, peft, trl, bitsandbytes)
+    return {library.__name__: library.__version__ for library in libraries}

@@ -1,0 +1,98 @@
+"""The jobs that cross the border to the engine: pydantic models, sent as JSON, results as JSON beside Parquet files.
+
+A job names files and recipe sections, nothing else, so it can be run again by hand:
+``python -m mathtune.engine --job job.json``.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from mathtune.recipe import Evaluation, Grpo, Hardware, Lora, Model, Prompt, Section, Sft, Tracking
+
+Task = Literal["verifier", "solver"]
+
+
+class InspectJob(Section):
+    """Look at the base before anything is computed: does it load, has it a tokenizer, do the labels differ?
+
+    Result: ``{"base", "tokenizer"}`` (digests), ``{"parameters", "device", "dtype", "dtype_reason"}``.
+    """
+
+    kind: Literal["inspect"] = "inspect"
+    task: Task
+    model: Model
+    prompt: Prompt
+    hardware: Hardware
+    cache: str = Field(description="folder for a built or fetched base and for digests of large files")
+
+
+class MeasureJob(Section):
+    """Count tokens of a sample of rows. Result: ``{"rows", "mean", "p95", "longest", "over_limit"}`` (tokens; share)."""
+
+    kind: Literal["measure"] = "measure"
+    task: Task
+    model: Model
+    prompt: Prompt
+    cache: str
+    rows: str = Field(description="Parquet of rows")
+    sample: int = Field(description="look at the first rows only")
+
+
+class SftJob(Section):
+    """Train one chunk. Result: adapter digest, counts of examples and tokens, the training curve."""
+
+    kind: Literal["sft"] = "sft"
+    task: Task
+    model: Model
+    prompt: Prompt
+    lora: Lora
+    sft: Sft
+    hardware: Hardware
+    tracking: Tracking | None
+    title: str = Field(description="run and range, for tracking")
+    cache: str
+    rows: str = Field(description="Parquet of the chunk's rows")
+    validation: str = Field(description="Parquet of the validation rows")
+    start_adapter: str | None = Field(description="PEFT folder to go on from; None: a fresh adapter")
+    checkpoints: str = Field(description="folder of this chunk's checkpoints")
+    output: str = Field(description="empty folder for the adapter")
+
+
+class GrpoJob(Section):
+    """Refine a solver's adapter by GRPO. Result: as for SFT, with reward and KL in the curve."""
+
+    kind: Literal["grpo"] = "grpo"
+    model: Model
+    prompt: Prompt
+    lora: Lora
+    grpo: Grpo
+    hardware: Hardware
+    tracking: Tracking | None
+    title: str
+    cache: str
+    rows: str = Field(description="Parquet of the prompts' rows")
+    start_adapter: str
+    checkpoints: str
+    output: str
+
+
+class ScoreJob(Section):
+    """Verifier: label logits of every row. Solver: a greedy completion of every row. Result: counts and seconds."""
+
+    kind: Literal["score"] = "score"
+    task: Task
+    model: Model
+    prompt: Prompt
+    evaluation: Evaluation
+    hardware: Hardware
+    cache: str
+    adapter: str | None = Field(description="PEFT folder; None: the base alone")
+    rows: str
+    limit: int | None = Field(description="score only the first rows")
+    words_rows: int = Field(description="verifier: rows whose generated words are looked at")
+    output: str = Field(description="Parquet file to write (schemas.VERDICTS or schemas.SOLUTIONS)")
+
+
+Job = InspectJob | MeasureJob | SftJob | GrpoJob | ScoreJob
+JOB: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="kind")])

@@ -1,0 +1,140 @@
+"""Loads the frozen base and its tokenizer: from a folder, the Hub, or the package itself.
+
+Only safetensors are read and no remote code runs. What this leaves out: adapters (``mathtune.adapters``).
+"""
+
+import copy
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+
+from mathtune.devices import Compute, choose_compute
+from mathtune.digests import digest_file, digest_value
+from mathtune.errors import ModelError
+from mathtune.recipe import Hardware, Model
+from mathtune.store import publish_folder, write_json
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
+                   "chat_template.jinja", "vocab.json", "merges.txt")
+BUILTIN_DEMO = "builtin:demo"
+
+
+@dataclass(frozen=True)
+class Base:
+    """A loaded base: frozen model, tokenizer (padding on the left), and where it computes."""
+
+    model: PreTrainedModel
+    tokenizer: object
+    compute: Compute
+    folder: Path
+
+
+def locate_base(spec: Model, cache: Path) -> Path:
+    """The folder of a base, fetched or built first if need be.
+
+    Raises:
+        ModelError: no such folder or repository, no safetensors, or no tokenizer.
+    """
+    if spec.base == BUILTIN_DEMO:
+        return _demo_base(cache)
+    folder = Path(spec.base)
+    if not folder.is_dir():
+        folder = _fetch(spec)
+    if not list(folder.glob("*.safetensors")):
+        raise ModelError("no *.safetensors there: pickled weights are not loaded", where=str(folder),
+                         remedy="convert it with save_pretrained, or name another model.base")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise ModelError("the model folder has no tokenizer", where=str(folder),
+                         remedy="copy tokenizer.json and tokenizer_config.json beside the weights")
+    return folder
+
+
+def load_tokenizer(folder: Path):
+    """The tokenizer, padding on the left so that the last position of a batch is the prompt's last token."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(spec: Model, hardware: Hardware, cache: Path) -> Base:
+    """Base and tokenizer, weights in NF4 with double quantisation or in the compute dtype."""
+    folder, compute = locate_base(spec, cache), choose_compute(spec, hardware)
+    quantization = None
+    if spec.quantization == "nf4":
+        quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                                          bnb_4bit_compute_dtype=compute.dtype)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, quantization_config=quantization, dtype=compute.dtype, device_map={"": compute.device},
+        use_safetensors=True, trust_remote_code=False)
+    model.requires_grad_(False)
+    model.eval()
+    return Base(model, load_tokenizer(folder), compute, folder)
+
+
+def base_digests(folder: Path, cache: Path) -> dict[str, str]:
+    """Digests of the weights with their configuration, and of the tokenizer.
+
+    A large file's digest is remembered by its path, size and time, so that a second run does not read 16 GB again.
+    """
+    remembered_at = cache / "digests.json"
+    remembered = json.loads(remembered_at.read_text()) if remembered_at.is_file() else {}
+
+    def digest(path: Path) -> str:
+        stat = path.stat()
+        mark = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
+        return remembered.setdefault(mark, digest_file(path))
+
+    weights = {path.name: digest(path) for path in sorted([*folder.glob("*.safetensors"), folder / "config.json"])}
+    tokenizer = {name: digest(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}
+    write_json(remembered_at, remembered)
+    return {"base": digest_value(weights), "tokenizer": digest_value(tokenizer)}
+
+
+@contextmanager
+def borrowed(base: Base) -> Iterator[PreTrainedModel]:
+    """The base's model for one job, given back as it was.
+
+    trl replaces ``forward`` and rewrites configurations, Trainer switches gradient checkpointing on: a warm engine's
+    next job must see none of it.
+    """
+    model = base.model
+    config, generation_config = copy.deepcopy(model.config), copy.deepcopy(model.generation_config)
+    attributes = set(vars(model))
+    try:
+        yield model
+    finally:
+        model.gradient_checkpointing_disable()
+        if hasattr(model, "_require_grads_hook"):
+            model.disable_input_require_grads()
+        for name in set(vars(model)) - attributes:
+            delattr(model, name)
+        model.config, model.generation_config = config, generation_config
+        model.requires_grad_(False)
+        model.eval()
+        if base.compute.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _demo_base(cache: Path) -> Path:
+    from mathtune.demo.base import BASE_VERSION, build_base
+
+    folder = cache / f"demo-base-{BASE_VERSION}"
+    if not folder.is_dir():
+        publish_folder(folder, lambda staging: build_base(staging) or {}, {"stage": "demo-base"})
+    return folder
+
+
+def _fetch(spec: Model) -> Path:
+    try:
+        return Path(snapshot_download(spec.base, revision=spec.revision, allow_patterns=[
+            "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", *TOKENIZER_FILES]))
+    except Exception as error:
+        raise ModelError(f"neither a folder nor a model that the Hub lets you fetch: {error}", where=f"model.base={spec.base}",
+                         remedy="check the name; for a gated model set HF_TOKEN and accept its licence") from error

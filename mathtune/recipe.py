@@ -1,0 +1,296 @@
+"""The recipe: everything that decides a result, as frozen pydantic models. Unknown keys are refused.
+
+Three ways in, one model: a YAML file (``mathtune.recipe_file``), Prefect parameters (the UI's form), Python.
+Every field has a meaning that something reads; a field that does nothing yet does not exist.
+"""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+NAME_RULE = "letters, digits, '.', '_' and '-' only, at most 64, beginning with a letter or digit"
+
+def _check_name(name: str) -> str:
+    if not NAME_PATTERN.fullmatch(name):
+        raise ValueError(NAME_RULE)
+    return name
+
+
+Name = Annotated[str, AfterValidator(_check_name)]
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A frozen part of a recipe that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Generator(Section):
+    """Problems made by the package's own seeded generator; needs no network."""
+
+    rows: Positive = Field(description="training rows to make")
+    test_rows: Positive = Field(description="test rows to make, from seeds of their own")
+    seed: int = 0
+
+
+class Columns(Section):
+    """Which source column feeds which field: a name, a list of names (the first that exists), or a
+    ``{template}`` made of several columns."""
+
+    question: str | tuple[str, ...] = "question"
+    answer: str | tuple[str, ...] | None = Field("answer", description="proposed (verifier) or right (solver) answer")
+    solution: str | tuple[str, ...] | None = "solution"
+    label: str | None = Field(None, description="verifier only: is the answer right? default is_correct")
+    id: str | None = Field(None, description="the test rows' ID column; rows are numbered from 0 without one")
+
+
+class Source(Section):
+    """Where the rows come from: exactly one of ``hub``, ``path`` and ``generator``."""
+
+    hub: str | None = Field(None, description="data set on the Hugging Face Hub, owner/name")
+    revision: str | None = Field(None, description="branch, tag or commit on the Hub; pinned to its commit")
+    config: str | None = Field(None, description="configuration (subset) on the Hub")
+    path: str | None = Field(None, description="local Parquet, JSONL or CSV file, or a folder of them")
+    generator: Generator | None = None
+    train_split: str = "train"
+    test_split: str | None = Field(None, description="split of the Hub data set, or file stem in the folder")
+    test_path: str | None = Field(None, description="local file of test rows")
+    holdout: Count = Field(0, description="without test rows: how many rows to hold out, by whole questions")
+    columns: Columns = Columns()
+    label_values: dict[str, bool] = Field({}, description='how to read labels that are not booleans, {"yes": true}')
+    streaming: bool = Field(False, description="Hub: read row by row instead of downloading everything first")
+    limit: Positive | None = Field(None, description="read at most so many training rows")
+
+    @model_validator(mode="after")
+    def _one_source(self):
+        if sum(value is not None for value in (self.hub, self.path, self.generator)) != 1:
+            raise ValueError("give exactly one of hub, path and generator")
+        tests = [name for name in ("test_split", "test_path") if getattr(self, name)]
+        if self.generator is None and len(tests) + bool(self.holdout) != 1:
+            raise ValueError("give exactly one of test_split, test_path and holdout")
+        if self.hub is None and (self.streaming or self.revision or self.config):
+            raise ValueError("streaming, revision and config belong to a hub source")
+        return self
+
+
+class Balance(Section):
+    """Equal classes (verifier only)."""
+
+    per_class: Positive = Field(400_000, description="at most so many rows of each class")
+    seed: int = 0
+
+
+class Validation(Section):
+    """Fixed validation rows: stratified by label, whole questions on one side."""
+
+    rows: Positive = 10_000
+    group_by: Literal["question", "none"] = "question"
+    seed: int = 0
+
+
+class Chunks(Section):
+    """The ranges of the training pool that are trained one after the other."""
+
+    size: Positive = 20_000
+    start: Count = 0
+    end: Positive | None = Field(None, description="default: the end of the pool")
+    replay: Fraction = Field(0.0, description="rows of earlier ranges to add, as a fraction of the chunk's rows")
+
+    @model_validator(mode="after")
+    def _ordered(self):
+        if self.end is not None and self.start >= self.end:
+            raise ValueError(f"start ({self.start}) must be below end ({self.end})")
+        return self
+
+
+class Labels(Section):
+    """The words a verifier answers with. Their first tokens must differ."""
+
+    true: str = " True"
+    false: str = " False"
+
+
+class Prompt(Section):
+    """How a row becomes text. One function builds it for training, scoring and submission."""
+
+    system: str | None = None
+    template: str = Field(description="{question}, {answer} and {solution} stand for the row's fields")
+    labels: Labels = Labels()
+    format: Literal["plain", "chat"] = Field("plain", description="chat: through the tokenizer's chat template")
+
+    @model_validator(mode="after")
+    def _known_fields(self):
+        fields = set(re.findall(r"(?<!\{)\{(\w*)\}(?!\})", self.template))
+        if unknown := sorted(fields - {"question", "answer", "solution"}):
+            raise ValueError(f"unknown field {{{unknown[0]}}} in template; known: question, answer, solution")
+        if "question" not in fields:
+            raise ValueError("the template never uses {question}")
+        return self
+
+
+class Model(Section):
+    """The frozen base."""
+
+    base: str = Field(description="folder, Hub id, or builtin:demo (a small base that needs no network)")
+    revision: str | None = Field(None, description="branch, tag or commit on the Hub")
+    quantization: Literal["nf4", "none"] = Field("nf4", description="nf4: bitsandbytes, with double quantisation")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="compute dtype; auto: bfloat16 from SM 8.0, float16 below, float32 on a CPU")
+    max_length: Positive = Field(1024, description="tokens of prompt and completion together")
+    overlong: Literal["refuse", "drop"] = Field(
+        "refuse", description="a solver's completion that does not fit; prompts lose their middle instead")
+
+
+class Lora(Section):
+    """The adapter."""
+
+    rank: Positive = 16
+    alpha: Positive = 32
+    dropout: Fraction = 0.0
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class Sft(Section):
+    """Supervised fine-tuning of one chunk. Every chunk starts a fresh optimizer and schedule."""
+
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    max_steps: Positive | None = Field(None, description="optimizer steps; overrides epochs")
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
+    warmup: Fraction = Field(0.03, description="fraction of the steps")
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    optimizer: Literal["adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit"] = (
+        "adamw_torch")
+    examples_per_step: Positive = Field(64, description="examples of one optimizer step, whatever the card holds")
+    evaluate_every: Positive | None = Field(None, description="steps between evaluations of the loss on validation rows")
+    evaluate_rows: Positive = Field(256, description="validation rows for that loss")
+    save_every: Positive = Field(50, description="steps between checkpoints")
+    keep_best: bool = Field(False, description="end with the checkpoint of the lowest validation loss")
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _best_needs_evaluation(self):
+        if self.keep_best and self.evaluate_every != self.save_every:
+            raise ValueError("keep_best needs evaluate_every equal to save_every: only a saved step can be kept")
+        return self
+
+
+class Grpo(Section):
+    """GRPO refinement on top of the last SFT link (solver only)."""
+
+    prompts: Positive = Field(description="questions drawn from the trained ranges of the pool")
+    max_steps: Positive
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-6
+    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
+    warmup: Fraction = 0.1
+    optimizer: Literal["adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit"] = (
+        "adamw_torch")
+    max_grad_norm: Annotated[float, Field(gt=0)] = 0.1
+    beta: Annotated[float, Field(ge=0)] = Field(0.04, description="weight of the KL to the link it continues")
+    generations: Annotated[int, Field(ge=2)] = Field(8, description="completions a prompt")
+    prompts_per_step: Positive = 4
+    max_new_tokens: Positive = 256
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    correct_reward: Annotated[float, Field(ge=0)] = 1.0
+    format_reward: Annotated[float, Field(ge=0)] = Field(0.2, description="for an answer given as #### N")
+    alpha: Positive | None = Field(None, description="another alpha than the link's: B is scaled by old/new")
+    targets: tuple[str, ...] | None = Field(None, description="more target modules: new ones start with B = 0")
+    save_every: Positive = 50
+    seed: int = 0
+
+
+class Evaluation(Section):
+    """Scoring on the fixed validation rows, after every link."""
+
+    rows: Positive | None = Field(None, description="validation rows to score; default: all")
+    batch_size: Positive = 32
+    words_rows: Count = Field(200, description="verifier: rows whose generated words are looked at, too")
+    max_new_tokens: Positive = Field(256, description="solver: longest completion")
+
+
+class Submission(Section):
+    """The verifier's CSV of test predictions."""
+
+    id_column: str = "ID"
+    label_column: str = "is_correct"
+
+
+class Tracking(Section):
+    """Weights & Biases through Trainer; offline where no key is in the environment."""
+
+    project: str
+    entity: str | None = None
+    group: str | None = None
+    name: str | None = Field(None, description="default: the run's name and the range")
+
+
+class Hardware(Section):
+    """How the work is laid on the machine. Nothing here changes which examples form a step."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    micro_batch: Positive = Field(8, description="examples in one forward pass; a step accumulates them")
+    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, about a third slower")
+    engine_restarts: Count = Field(2, description="how often a job goes on in a fresh engine after the old one died")
+
+
+class Storage(Section):
+    """Where artifacts, checkpoints and runs lie."""
+
+    root: str = Field(".mathtune", description="folder of artifacts/, chains/ and models/")
+    runs: str = Field("runs", description="folder of the runs")
+    artifact_block: str | None = Field(None, description="saved ArtifactStore block to use instead of root/artifacts")
+    checkpoint_block: str | None = Field(None, description="saved CheckpointStore block to use instead of root/chains")
+
+
+class Recipe(Section):
+    """Everything that decides a result."""
+
+    name: Name = Field(description="names the run and its folder, runs/<name>/")
+    chain: Name = Field("", description="default: the run's name")
+    task: Literal["verifier", "solver"]
+    source: Source
+    balance: Balance | None = Field(None, description="verifier only; default: 400,000 rows a class")
+    validation: Validation = Validation()
+    chunks: Chunks = Chunks()
+    prompt: Prompt
+    model: Model
+    lora: Lora = Lora()
+    sft: Sft = Sft()
+    grpo: Grpo | None = None
+    evaluation: Evaluation = Evaluation()
+    submission: Submission | None = Field(None, description="verifier only; default: columns ID, is_correct")
+    tracking: Tracking | None = None
+    hardware: Hardware = Hardware()
+    storage: Storage = Storage()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, values):
+        if isinstance(values, dict):
+            values = dict(values)
+            values["chain"] = values.get("chain") or values.get("name", "")
+            if values.get("task") == "verifier":
+                values["balance"] = values.get("balance") or {}
+                values["submission"] = values.get("submission") or {}
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.task == "solver" and (self.balance or self.submission):
+            raise ValueError("balance and submission belong to a verifier")
+        if self.task == "verifier" and self.grpo:
+            raise ValueError("grpo belongs to a solver")
+        if self.task == "solver" and "{answer}" in self.prompt.template:
+            raise ValueError("a solver's prompt must not hold the {answer}")
+        if self.task == "solver" and "{solution}" in self.prompt.template:
+            raise ValueError("a solver's prompt must not hold the {solution}")
+        if self.grpo and self.grpo.targets and not set(self.lora.targets) <= set(self.grpo.targets):
+            raise ValueError("grpo.targets may add target modules to lora.targets, not remove them")
+        return self
+

@@ -1,0 +1,94 @@
+"""Puts a run's record, its wrong answers and its recipe into one HTML file that needs no script and no network.
+
+Leaves out every computation: figures come from the record (``mathtune.metrics`` made them), pictures from ``charts``.
+"""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from mathtune.report import charts, words
+from mathtune.run_record import LinkRecord, RunRecord, SolverMetrics
+from mathtune.store import write_atomically
+
+SHOWN_ERRORS = 50
+LONGEST_TEXT = 4000  # characters of one field of a wrong answer; a runaway completion must not fill the page
+_FOLDER = Path(__file__).parent
+
+
+def build_report(record: RunRecord, errors: list[dict[str, Any]], recipe_yaml: str, out: Path) -> None:
+    """Writes the report, replacing an older one in one step.
+
+    Args:
+        record: the run's figures.
+        errors: wrong answers of the last evaluated link, worst first; the first 50 are shown. Verifier: ``row_id``,
+            ``question``, ``answer``, ``solution``, ``label``, ``p_true``. Solver: ``row_id``, ``question``, ``gold``,
+            ``given``, ``completion``, ``finished``.
+        recipe_yaml: the resolved recipe, as text.
+        out: the HTML file.
+    """
+    last = words.last_evaluated(record)
+    page = _template().render(
+        record=record, recipe=recipe_yaml, style=Markup((_FOLDER / "style.css").read_text()),
+        verdict=words.verdict(record), last=last, pictures=_pictures(record),
+        errors=errors[:SHOWN_ERRORS], error_count=len(errors), loading=_loading(record),
+        answers=_answers(last.metrics) if last and record.task == "solver" else None)
+    # A lone surrogate in a completion has no UTF-8; it becomes a question mark rather than the end of the run.
+    write_atomically(out, page.encode("utf-8", "replace"))
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined,
+                              trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {name: getattr(words, name) for name in
+                            ("percent", "bounds", "points", "p_value", "loss", "number", "label", "duration", "link_range")}
+    environment.globals["words"] = words
+    environment.filters |= {"cut": _cut, "progress": _progress}
+    return environment.get_template("template.html.j2")
+
+
+def _pictures(record: RunRecord) -> dict[str, Markup | None]:
+    """SVG elements by name. Pictures of training come twice, for wide and for narrow pages; the style sheet shows one."""
+    sft = [link for link in record.links if link.kind == "sft"]
+    grpo = [link for link in record.links if link.kind == "grpo"]
+    pictures = {
+        "accuracy": charts.accuracy_chart(record),
+        "loss_wide": charts.training_chart(sft, charts.SFT_PANELS, "loss-wide", 960, 340),
+        "loss_narrow": charts.training_chart(sft, charts.SFT_PANELS, "loss-narrow", 400, 340),
+        "grpo_wide": charts.training_chart(grpo, charts.GRPO_PANELS, "grpo-wide", 960, 340),
+        "grpo_narrow": charts.training_chart(grpo, charts.GRPO_PANELS, "grpo-narrow", 400, 340),
+    }
+    return {name: Markup(svg) if svg else None for name, svg in pictures.items()}
+
+
+def _progress(link: LinkRecord) -> str:
+    """First and last of what training was to change: the loss of SFT, the reward of GRPO (its loss means nothing)."""
+    field = "loss" if link.kind == "sft" else "reward"
+    values = [value for step in link.training.steps if (value := getattr(step, field)) is not None]
+    return f"{field} {words.loss(values[0])} → {words.loss(values[-1])}" if values else words.UNDEFINED
+
+
+def _answers(metrics: SolverMetrics) -> dict[str, int]:
+    """How a solver's completions end, each in one class."""
+    right, strict = (round(share.value * metrics.rows) for share in (metrics.accuracy, metrics.strict))
+    return {"right, as #### N": strict, "right, in other words": right - strict,
+            "wrong": metrics.rows - right - metrics.unparsed, "without an answer": metrics.unparsed}
+
+
+def _cut(text: Any) -> str:
+    text = words.UNDEFINED if text is None else str(text)
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} … ({len(text) - LONGEST_TEXT:,} characters more)"
+
+
+def _loading(record: RunRecord) -> str | None:
+    """Python that loads the last adapter; None where there is none."""
+    if not record.links:
+        return None
+    adapter = record.links[-1].adapter or "FOLDER_OF_THE_ADAPTER"
+    return (f"from peft import PeftModel; from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+            f"model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({record.base_model!r}), {adapter!r})\n"
+            f"tokenizer = AutoTokenizer.from_pretrained({adapter!r})")

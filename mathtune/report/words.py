@@ -1,0 +1,147 @@
+"""Figures and facts as a person reads them: numbers, intervals, p values, and the verdict on a run in one sentence."""
+
+import math
+from typing import Any
+
+from mathtune.run_record import Comparison, Interval, LinkRecord, RunRecord, VerifierMetrics
+
+UNDEFINED = "–"
+
+
+def percent(share: float | None) -> str:
+    """``0.8734`` as ``87.3%``."""
+    return UNDEFINED if share is None or math.isnan(share) else f"{share:.1%}"
+
+
+def bounds(interval: Interval) -> str:
+    """The ends of an interval, ``85.1–89.3``; nothing where it rests on no row."""
+    return f"{100 * interval.low:.1f}–{100 * interval.high:.1f}" if interval.n else ""
+
+
+def loss(value: float | None) -> str:
+    """A loss or an F1 to three decimals, three significant digits below 0.1."""
+    if value is None or math.isnan(value):
+        return UNDEFINED
+    return _minus(f"{value:.3f}" if abs(value) >= 0.1 or value == 0 else f"{value:.3g}")
+
+
+def points(comparison: Comparison) -> str:
+    """A paired difference in percentage points, ``+3.1 (1.2 to 5.0)``."""
+    if not comparison.n:
+        return UNDEFINED
+    low, value, high = (_minus(f"{100 * x:+.1f}") for x in (
+        comparison.difference.low, comparison.difference.value, comparison.difference.high))
+    return f"{value} ({low} to {high})"
+
+
+def p_value(p: float) -> str:
+    """``p < 0.001``, ``p = 0.004`` or ``p = 0.21``."""
+    if p < 0.001:
+        return "p < 0.001"
+    return f"p = {p:.3f}" if p < 0.0995 else f"p = {p:.2f}"
+
+
+def number(value: Any) -> str:
+    """Any small fact as text: thousands separated, four significant digits, dictionaries and lists in a line."""
+    match value:
+        case None:
+            return UNDEFINED
+        case bool():
+            return "yes" if value else "no"
+        case int():
+            return _minus(f"{value:,}")
+        case float() if not math.isfinite(value):
+            return UNDEFINED
+        case float():
+            plain = value == 0 or 1e-3 <= abs(value) < 1e6
+            return _minus(f"{value:,.4g}" if plain and abs(value) < 1e4 else f"{value:,.0f}" if plain else f"{value:.2e}")
+        case dict():
+            return " · ".join(f"{label(str(key))} {fact(str(key), item)}" for key, item in value.items())
+        case list() | tuple():
+            return ", ".join(number(item) for item in value)
+    return str(value)
+
+
+def fact(key: str, value: Any) -> str:
+    """A fact under its key: shares as percent, everything else as ``number``."""
+    return percent(value) if key.startswith("share") and isinstance(value, float) else number(value)
+
+
+def label(key: str) -> str:
+    """A key as words: ``set_aside`` as ``set aside``."""
+    return key.replace("_", " ")
+
+
+def duration(seconds: float | None) -> str:
+    """``0.4 s``, ``12 s``, ``3 min 05 s``, ``2 h 10 min``."""
+    if seconds is None:
+        return UNDEFINED
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def link_range(link: LinkRecord) -> str:
+    """``0–20,000`` for rows [0, 20000); GRPO covers none."""
+    return UNDEFINED if link.start is None else f"{link.start:,}–{link.end:,}"
+
+
+def last_evaluated(record: RunRecord) -> LinkRecord | None:
+    """The last link that has figures: what the verdict speaks of."""
+    return next((link for link in reversed(record.links) if link.metrics and link.metrics.rows), None)
+
+
+def trained(links: list[LinkRecord]) -> str:
+    """``3 chunks``, ``1 chunk and GRPO``."""
+    chunks = sum(link.kind == "sft" for link in links)
+    refinements = len(links) - chunks
+    parts = [f"{chunks:,} chunk{'' if chunks == 1 else 's'}"] if chunks else []
+    parts += [{1: "GRPO"}.get(refinements, f"{refinements} rounds of GRPO")] if refinements else []
+    return " and ".join(parts)
+
+
+def verdict(record: RunRecord) -> str:
+    """What came of the run, in a sentence; a second one where the accuracy is not worth its name."""
+    link = last_evaluated(record)
+    if link is None:
+        return f"{_capital(trained(record.links) or 'nothing')} trained; nothing was evaluated."
+    after = f"After {trained(record.links[: record.links.index(link) + 1])} the {record.task}"
+    accuracy = link.metrics.accuracy
+    share, sure, rows = percent(accuracy.value), bounds(accuracy), f"{accuracy.n:,}"
+    if record.task == "verifier":
+        sentence = f"{after} judges {share} of {rows} unseen answers right ({sure})"
+    else:
+        sentence = f"{after} solves {share} of {rows} unseen problems ({sure})"
+    return f"{sentence}{_against_base(record, accuracy.value)}.{_against_majority(link)}"
+
+
+def _against_base(record: RunRecord, value: float) -> str:
+    if record.base is None or not record.base.rows:
+        return ""
+    base = record.base.accuracy.value
+    way = "up from" if value > base else "down from" if value < base else "the same as"
+    sentence = f", {way} {percent(base)} for the base"
+    if record.versus_base is None:
+        return sentence
+    p = record.versus_base.p
+    return f"{sentence}; {p_value(p)}" + ("" if p < 0.05 else ", so chance alone could explain it")
+
+
+def _against_majority(link: LinkRecord) -> str:
+    metrics = link.metrics
+    if not isinstance(metrics, VerifierMetrics) or metrics.accuracy.low > metrics.majority:
+        return ""
+    return f" Always giving the more frequent verdict would reach {percent(metrics.majority)}."
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

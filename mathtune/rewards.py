@@ -1,0 +1,62 @@
+"""Reward functions for GRPO in the shape that trl's ``GRPOTrainer`` calls: one float for every completion.
+
+trl passes every column of the data set as a list, repeated for each generation; ``answer`` is the right answer. A
+completion is plain text, or a list of chat messages where the prompt was one. Left out: weighing against each other,
+which the factories' ``weight`` does.
+"""
+
+import re
+from collections.abc import Callable
+
+from mathtune.answers import NUMBER, extract_answer, same_answer
+
+Completion = str | list[dict]
+Reward = Callable[..., list[float]]
+
+_ANSWER_LINE = re.compile(rf"#### {NUMBER}", re.ASCII)
+
+
+def correctness_reward(weight: float = 1.0) -> Reward:
+    """Rewards a completion whose extracted answer (``mathtune.answers``) is the right one.
+
+    Args:
+        weight: what a right completion gets; a wrong, empty or malformed one gets 0.
+
+    Returns:
+        ``correctness(completions, answer, **columns) -> list[float]``.
+    """
+
+    def correctness(completions: list[Completion], answer: list[str], **_) -> list[float]:
+        return [weight * same_answer(gold, extract_answer(_text(completion)))
+                for completion, gold in zip(completions, answer, strict=True)]
+
+    return correctness
+
+
+def format_reward(weight: float = 0.2) -> Reward:
+    """Rewards a completion that ends as GSM8K's solutions do: one line ``#### N``, the last one, and no other ``####``
+    (many guesses must not earn more than one).
+
+    Args:
+        weight: what such a completion gets, whether N is right or not; any other gets 0.
+
+    Returns:
+        ``format(completions, **columns) -> list[float]``.
+    """
+
+    def format(completions: list[Completion], **_) -> list[float]:
+        return [weight * _ends_with_answer(_text(completion)) for completion in completions]
+
+    return format
+
+
+def _ends_with_answer(text: str) -> bool:
+    last_line = text.rstrip().rpartition("\n")[2]
+    return text.count("####") == 1 and _ANSWER_LINE.fullmatch(last_line) is not None
+
+
+def _text(completion: Completion) -> str:
+    """A completion's text: itself, or what its messages say (a message of tool calls alone says nothing)."""
+    if isinstance(completion, str):
+        return completion
+    return "".join(message["content"] or "" for message in completion)

@@ -1,0 +1,222 @@
+"""What a run leaves in ``runs/<name>/metrics.json``: figures with their intervals, link by link, and where they come from.
+
+The record is all that the report reads besides the wrong answers and the recipe's text. ``model_dump_json`` writes
+strict JSON (a figure that is not defined becomes null) and ``RunRecord.model_validate_json`` reads it back. Leaves out
+how the figures are computed (``mathtune.metrics``) and how they look (``mathtune.report``).
+"""
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, PlainSerializer
+
+# NaN is no JSON: a figure that is not defined (a share of nothing) is null in the file and NaN in Python.
+Figure = Annotated[
+    float,
+    BeforeValidator(lambda value: math.nan if value is None else value),
+    PlainSerializer(lambda value: value if math.isfinite(value) else None, when_used="json"),
+]
+Class = Literal["true", "false"]
+
+
+class Part(BaseModel):
+    """A frozen part of the record that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Interval(Part):
+    """A figure with its 95% interval.
+
+    Attributes:
+        value: the estimate; NaN where ``n`` is 0.
+        low, high: ends of the 95% interval.
+        n: rows that it rests on.
+    """
+
+    value: Figure
+    low: Figure
+    high: Figure
+    n: int
+
+
+class Comparison(Part):
+    """Two systems on the same rows (see ``mathtune.metrics.compare``).
+
+    Attributes:
+        n: rows.
+        difference: accuracy of the second minus that of the first, with its paired interval.
+        gained: rows that only the second has right.
+        lost: rows that only the first has right.
+        p: exact two-sided p of McNemar's test.
+    """
+
+    n: int
+    difference: Interval
+    gained: int
+    lost: int
+    p: float
+
+
+class WordsMetrics(Part):
+    """What a verifier really says when it generates, on the rows where it was let to.
+
+    Attributes:
+        rows: rows with generated words.
+        confusion: counts by label, then by what was said; words that are neither label are a class of their own.
+        malformed: share of rows whose words are neither label.
+        disagree: share of the well-formed rows whose word differs from the prediction by logits.
+    """
+
+    rows: int
+    confusion: dict[Class, dict[Literal["true", "false", "malformed"], int]]
+    malformed: Interval
+    disagree: Interval
+
+
+class VerifierMetrics(Part):
+    """How well a verifier judges, by the logits of the two labels; True is the positive class.
+
+    Attributes:
+        rows: rows judged.
+        accuracy: share of rows whose prediction equals the label.
+        majority: accuracy of always saying the more frequent label.
+        precision: of the answers judged right, the share that is right.
+        recall: of the right answers, the share that is judged right.
+        f1: harmonic mean of precision and recall; NaN where no row is or is judged True.
+        confusion: counts by label, then by prediction.
+        words: the same by generated words; None where none were generated.
+    """
+
+    rows: int
+    accuracy: Interval
+    majority: Figure
+    precision: Interval
+    recall: Interval
+    f1: Figure
+    confusion: dict[Class, dict[Class, int]]
+    words: WordsMetrics | None = None
+
+
+class SolverMetrics(Part):
+    """How well a solver solves.
+
+    Attributes:
+        rows: problems.
+        accuracy: share with the right final answer, in whatever form it was found.
+        strict: share with the right final answer written as ``#### N``.
+        unparsed: completions in which no answer was found (counted as wrong).
+        cut_off: completions that the length limit ended.
+    """
+
+    rows: int
+    accuracy: Interval
+    strict: Interval
+    unparsed: int
+    cut_off: int
+
+
+class Step(Part):
+    """What was logged at an optimizer step.
+
+    Attributes:
+        step: optimizer step, from 1, within the link.
+        loss, learning_rate, grad_norm: of that step, or their mean since the last logged one.
+        tokens, seconds: since the link's training began.
+        reward, correctness, format: GRPO: mean reward of the completions, and the two rewards it is the sum of.
+        frac_reward_zero_std: GRPO: share of prompts whose completions all got the same reward.
+        kl: GRPO: divergence from the link that it continues, nats a token.
+        completion_length: GRPO: mean tokens.
+        clipped_ratio: GRPO: share of completions that the length limit ended.
+    """
+
+    step: int
+    loss: Figure | None = None
+    learning_rate: Figure | None = None
+    grad_norm: Figure | None = None
+    tokens: int | None = None
+    seconds: float | None = None
+    reward: Figure | None = None
+    correctness: Figure | None = None
+    format: Figure | None = None
+    frac_reward_zero_std: Figure | None = None
+    kl: Figure | None = None
+    completion_length: Figure | None = None
+    clipped_ratio: Figure | None = None
+
+
+class EvalStep(Part):
+    """The loss on validation rows after an optimizer step."""
+
+    step: int
+    eval_loss: Figure
+
+
+class TrainingCurve(Part):
+    """What was logged while a link was trained: the ``curve`` of an engine's result."""
+
+    steps: list[Step] = []
+    evals: list[EvalStep] = []
+
+
+class LinkRecord(Part):
+    """One link of the chain, trained in this run or found there.
+
+    Attributes:
+        number: place in the chain, from 1.
+        kind, start, end: SFT on rows [start, end) of the pool, or GRPO (no range).
+        adapter_digest, link_id: what was made, and its name in the chain.
+        served: it was in the chain already; this run did not train it.
+        training: what was logged.
+        facts: small figures of the stage (examples, shortened, label_tokens ...), for the report's tables.
+        metrics: on the validation rows; None where it was not evaluated.
+        versus_parent: against the link before (the base for the first), on the same rows.
+        adapter: folder of the adapter as a person would write it.
+        seconds: wall-clock time of its training.
+    """
+
+    number: int
+    kind: Literal["sft", "grpo"]
+    start: int | None = None
+    end: int | None = None
+    adapter_digest: str
+    link_id: str
+    served: bool = False
+    training: TrainingCurve = TrainingCurve()
+    facts: dict[str, Any] = {}
+    metrics: VerifierMetrics | SolverMetrics | None = None
+    versus_parent: Comparison | None = None
+    adapter: str | None = None
+    seconds: float | None = None
+
+
+class RunRecord(Part):
+    """A run: its links and figures, and what they were made from.
+
+    Attributes:
+        name, chain, task: as in the recipe.
+        created: when this state was written.
+        base_model: folder or Hub id of the frozen base.
+        base: figures of the base without an adapter, on the same rows; None where it was not evaluated.
+        links: in the order of the chain.
+        versus_base: the last evaluated link against the base, on the same rows.
+        data: facts of each data stage (found, kept, set aside ...) by the stage's name.
+        submission: facts of the submission (rows, share of True, digest ...); None where there is none.
+        versions: of the libraries.
+        pins: digests and revisions that the chain pins.
+        seconds: wall-clock time by stage.
+    """
+
+    name: str
+    chain: str
+    task: Literal["verifier", "solver"]
+    created: AwareDatetime
+    base_model: str
+    base: VerifierMetrics | SolverMetrics | None = None
+    links: list[LinkRecord] = []
+    versus_base: Comparison | None = None
+    data: dict[str, dict[str, Any]] = {}
+    submission: dict[str, Any] | None = None
+    versions: dict[str, str] = {}
+    pins: dict[str, str] = {}
+    seconds: dict[str, float] = {}

@@ -1,0 +1,42 @@
+"""The columns of every Parquet table that a stage writes: the border between stages, in one place."""
+
+import pyarrow as pa
+
+# row_id: position in the source split; the name of a row for the whole life of a chain.
+SOLVER_ROWS = pa.schema([
+    ("row_id", pa.int64()),
+    ("question", pa.large_string()),
+    ("answer", pa.large_string()),
+    ("solution", pa.large_string()),
+])
+VERIFIER_ROWS = SOLVER_ROWS.append(pa.field("is_correct", pa.bool_()))
+
+# Test rows carry the ID of the submission; is_correct is null where the truth is not known.
+TEST_ROWS = VERIFIER_ROWS.append(pa.field("ID", pa.int64()))
+
+# What a verifier says of a row. logit_* are float32 logits of the two labels' first tokens at the last prompt
+# position; p_true is their two-way softmax. said: true, false, malformed, or null where no words were generated.
+VERDICTS = pa.schema([
+    ("row_id", pa.int64()),
+    ("logit_true", pa.float32()),
+    ("logit_false", pa.float32()),
+    ("p_true", pa.float32()),
+    ("prediction", pa.bool_()),
+    ("said", pa.string()),
+    ("words", pa.large_string()),
+])
+
+# What a solver wrote for a row. given: the answer found in the completion (null: none); finished: it ended by itself
+# and was not cut off by the length limit.
+SOLUTIONS = pa.schema([
+    ("row_id", pa.int64()),
+    ("completion", pa.large_string()),
+    ("given", pa.large_string()),
+    ("correct", pa.bool_()),
+    ("finished", pa.bool_()),
+])
+
+
+def rows_schema(task: str) -> pa.Schema:
+    """Schema of the training rows of a task (``"verifier"`` or ``"solver"``)."""
+    return VERIFIER_ROWS if task == "verifier" else SOLVER_ROWS

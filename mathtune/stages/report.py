@@ -1,0 +1,89 @@
+"""What a run leaves for people: ``metrics.json``, ``manifest.json``, ``errors.jsonl``, ``recipe.yaml``, ``report.html``."""
+
+import json
+import platform
+from datetime import UTC, datetime
+from typing import Any
+
+from mathtune import __version__
+from mathtune.chain import Link
+from mathtune.digests import digest_value
+from mathtune.metrics import compare
+from mathtune.recipe_file import dump_recipe
+from mathtune.report.build import build_report
+from mathtune.run_record import LinkRecord, RunRecord, TrainingCurve
+from mathtune.stages import Outcome
+from mathtune.stages.evaluate import correct_rows, metrics_of, wrong_rows
+from mathtune.store import Artifact
+from mathtune.workspace import Workspace
+
+COUNTS = ("examples", "tokens", "label_tokens", "shortened", "dropped", "left_out")
+
+
+def make_record(work: Workspace, links: list[Link], served: set[str], scores: dict[str, Artifact], base: dict[str, Any],
+                data: dict[str, Artifact], submission: dict[str, Any] | None) -> RunRecord:
+    """The run as one record.
+
+    Args:
+        links: of the chain, in order.
+        served: keys of the links that this execution found.
+        scores: score artifacts on the validation rows by link key; ``""`` is the base's.
+        base: the result of ``inspect_base``.
+        data: artifacts of the data stages by name; ``split`` among them.
+        submission: facts of ``submit``.
+    """
+    parts = data["split"]
+    correct = {key: correct_rows(work, artifact, parts) for key, artifact in scores.items()}
+    records = []
+    for link in links:
+        both = link.key in correct and link.parent in correct
+        records.append(LinkRecord(
+            number=link.number, kind=link.kind, start=link.start, end=link.end, adapter_digest=link.adapter_digest,
+            link_id=link.key, served=link.key in served,
+            training=TrainingCurve.model_validate(link.result["curve"]),
+            facts={name: link.result[name] for name in COUNTS if name in link.result},
+            metrics=metrics_of(work, scores[link.key], parts) if link.key in scores else None,
+            versus_parent=compare(correct[link.parent], correct[link.key]) if both else None,
+            adapter=str(work.chain.adapter(link)), seconds=link.result["seconds"]))
+    last = next((link.key for link in reversed(links) if link.key in correct), None)
+    return RunRecord(
+        name=work.recipe.name, chain=work.chain.name, task=work.recipe.task, created=datetime.now(UTC),
+        base_model=work.recipe.model.base, base=metrics_of(work, scores[""], parts) if "" in scores else None,
+        links=records, versus_base=compare(correct[""], correct[last]) if last and "" in correct else None,
+        data={name: artifact.facts for name, artifact in data.items()}, submission=submission,
+        versions={"mathtune": __version__, "python": platform.python_version(), **base["versions"]},
+        pins=work.chain.pins(), seconds=work.seconds)
+
+
+def report(work: Workspace, record: RunRecord, scores: dict[str, Artifact], data: dict[str, Artifact]) -> Outcome:
+    """Writes the run folder's files; the report is drawn again only if something it shows has changed."""
+    parts = data["split"]
+    shown = [link.link_id for link in record.links if link.link_id in scores]
+    errors = wrong_rows(work, scores[shown[-1]], parts) if shown else []
+    recipe = dump_recipe(work.recipe)
+    seen = record.model_dump(mode="json", exclude={"created", "seconds"})
+    for link in seen["links"]:
+        del link["served"]
+    key = digest_value({"stage": "report", "version": 1, "record": seen, "errors": errors, "recipe": recipe})
+
+    def build(folder) -> dict[str, Any]:
+        build_report(record, errors, recipe, folder / "report.html")
+        return {}
+
+    page = work.artifacts.get_or_build("report", key, build)
+    work.save_recipe()
+    work.run.write("metrics.json", record.model_dump_json(indent=2) + "\n")
+    work.run.write("errors.jsonl", "".join(json.dumps(error, ensure_ascii=False) + "\n" for error in errors))
+    work.run.write_json("manifest.json", manifest(record, data))
+    target = work.run.write("report.html", page.path("report.html").read_bytes())
+    return Outcome(str(target), page.cached, str(target))
+
+
+def manifest(record: RunRecord, data: dict[str, Artifact]) -> dict[str, Any]:
+    """Versions and digests from which every figure of the run can be traced."""
+    return {"name": record.name, "chain": record.chain, "created": record.created.isoformat(), "versions": record.versions,
+            "pins": record.pins, "artifacts": {name: {"key": artifact.key, "files": artifact.files}
+                                              for name, artifact in data.items()},
+            "links": [{"number": link.number, "kind": link.kind, "start": link.start, "end": link.end,
+                       "key": link.link_id, "adapter": link.adapter_digest} for link in record.links],
+            "submission": record.submission}

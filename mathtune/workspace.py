@@ -1,0 +1,96 @@
+"""Where one execution of a run works: its recipe, its stores, its folder, its engine, and the file of its events."""
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mathtune.chain import Chain
+from mathtune.engine_client import EngineClient
+from mathtune.errors import StoreError
+from mathtune.events import Event
+from mathtune.recipe import Recipe
+from mathtune.recipe_file import dump_recipe
+from mathtune.store import ArtifactStore, write_atomically, write_json
+
+
+def new_execution() -> str:
+    """A name for an execution that sorts by time."""
+    return time.strftime("%Y%m%d-%H%M%S", time.gmtime()) + "-" + uuid.uuid4().hex[:6]
+
+
+class RunFolder:
+    """``RUNS/NAME/``: the latest state, each file replaced atomically, and the events of every execution."""
+
+    def __init__(self, root: Path, name: str):
+        self.path = root / name
+
+    def execution(self, execution: str) -> Path:
+        return self.path / "executions" / execution
+
+    def range_folder(self, title: str) -> Path:
+        """``ranges/START-END`` of an SFT link's range, ``ranges/grpo`` of a GRPO link."""
+        return self.path / "ranges" / title
+
+    def write(self, name: str, data: bytes | str) -> Path:
+        write_atomically(self.path / name, data)
+        return self.path / name
+
+    def write_json(self, name: str, value: Any) -> Path:
+        write_json(self.path / name, value)
+        return self.path / name
+
+
+class Workspace:
+    """Opens everything that the stages of one execution share.
+
+    Args:
+        recipe: what to do.
+        execution: name of this execution; its events go to ``RUNS/NAME/executions/EXECUTION/events.jsonl``.
+        artifacts: the artifact store; default: in ``storage.root/artifacts``.
+        chain: the recipe's chain; default: in ``storage.root/chains``.
+    """
+
+    def __init__(self, recipe: Recipe, execution: str, artifacts: ArtifactStore | None = None, chain: Chain | None = None):
+        root = Path(recipe.storage.root)
+        self.recipe = recipe
+        self.cache = root / "models"
+        self.artifacts = artifacts or ArtifactStore(root / "artifacts")
+        self.chain = chain or Chain(root / "chains", recipe.chain)
+        self.run = RunFolder(Path(recipe.storage.runs), recipe.name)
+        self.folder = self.run.execution(execution)
+        self.seconds: dict[str, float] = {}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._events = open(self.folder / "events.jsonl", "a", encoding="utf-8")
+        except OSError as error:
+            raise StoreError(f"cannot write there: {error.strerror}", where=str(self.folder),
+                             remedy="choose other folders with storage.root and storage.runs") from error
+        self.listeners: list[Callable[[Event], None]] = []
+        self.engine = EngineClient(self.folder / "engine.log", self.handle, recipe.hardware.engine_restarts)
+        self.emit("begin", recipe=recipe.name, execution=execution, pid=os.getpid())
+
+    def __enter__(self) -> "Workspace":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.engine.close()
+        self.emit("end")
+        self._events.close()
+
+    def emit(self, event: str, **fields: Any) -> None:
+        self.handle({"event": event, **fields})
+
+    def handle(self, event: Event) -> None:
+        """Appends an event to the execution's file and passes it to the listeners."""
+        event = {"time": round(time.time(), 3), **event}
+        self._events.write(json.dumps(event, ensure_ascii=False) + "\n")
+        self._events.flush()
+        for listener in self.listeners:
+            listener(event)
+
+    def save_recipe(self) -> None:
+        self.run.write("recipe.yaml", dump_recipe(self.recipe))

@@ -1,0 +1,37 @@
+"""The two blocks. Every field has a default: a new required one would make saved documents unloadable."""
+
+from pathlib import Path
+
+from prefect.blocks.core import Block
+from pydantic import Field
+
+import mathtune.chain
+import mathtune.store
+
+
+class ArtifactStore(Block):
+    """Where Parquet artifacts lie, each under the digest of all that decides it."""
+
+    _block_type_name = "mathtune artifact store"
+    _block_type_slug = "mathtune-artifact-store"
+    _description = "Parquet artifacts of mathtune's stages, by content key."
+
+    root: str = Field(".mathtune/artifacts", description="local folder", title="Folder")
+
+    def open(self) -> mathtune.store.ArtifactStore:
+        """The store itself."""
+        return mathtune.store.ArtifactStore(self.root)
+
+
+class CheckpointStore(Block):
+    """Where chains lie: pins, links with their adapters, and the checkpoints of the link that is being trained."""
+
+    _block_type_name = "mathtune checkpoint store"
+    _block_type_slug = "mathtune-checkpoint-store"
+    _description = "Chains of adapters, and the checkpoints of the chunk that is being trained."
+
+    root: str = Field(".mathtune/chains", description="local folder", title="Folder")
+
+    def open(self, chain: str) -> mathtune.chain.Chain:
+        """One chain of the store."""
+        return mathtune.chain.Chain(Path(self.root), chain)

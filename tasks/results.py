@@ -1,0 +1,30 @@
+"""Tasks that measure and publish: evaluate, submit, report."""
+
+from typing import Any
+
+from mathtune.chain import Link
+from mathtune.run_record import RunRecord
+from mathtune.stages import evaluate as evaluation
+from mathtune.stages import report as reporting
+from mathtune.stages import submit as submission
+from mathtune.store import Artifact
+from mathtune.workspace import Workspace
+from tasks.states import run_stage, stage_task
+
+
+@stage_task("evaluate {title}")
+def evaluate(work: Workspace, base: dict[str, Any], parts: Artifact, link: Link | None, title: str) -> Artifact:
+    """A link (None: the base) → scores on the fixed validation rows."""
+    return run_stage(work, f"evaluate {title}", lambda: evaluation.evaluate(work, base, parts, link))
+
+
+@stage_task("submit")
+def submit(work: Workspace, base: dict[str, Any], raw: Artifact, link: Link) -> dict[str, Any]:
+    """A link → predictions on the test rows and, for a verifier, the submission."""
+    return run_stage(work, "submit", lambda: submission.submit(work, base, raw, link))
+
+
+@stage_task("report")
+def report(work: Workspace, record: RunRecord, scores: dict[str, Artifact], data: dict[str, Artifact]) -> str:
+    """The run's record → report.html and the files beside it; returns the report's path."""
+    return run_stage(work, "report", lambda: reporting.report(work, record, scores, data))
