@@ -86,7 +86,7 @@ def card(facts: dict) -> str:
 
 A Llama of {facts['parameters'] / 1e6:.2f} million parameters, pretrained from nothing on the text of `mathtune.demo.problems`
 (version {facts['generator']}): school problems with right worked solutions, and bare arithmetic. It has never seen a judged
-answer, nor the words True and False in an answer. Made to be fine-tuned on two CPU cores; good for nothing else.
+answer; the words of prompts, True and False among them, it has met in random order only. Made to be fine-tuned on two CPU cores; good for nothing else.
 
 | | |
 |---|---|

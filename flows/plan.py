@@ -10,7 +10,7 @@ from mathtune.chain import Link
 from mathtune.jobs import InspectJob, MeasureJob
 from mathtune.ranges import chunk_ranges
 from mathtune.recipe import Model, Recipe
-from mathtune.sources import source_identity
+from mathtune.sources import pin_source, source_identity
 from mathtune.stages.data import stage_key
 from mathtune.store import Artifact
 from mathtune.workspace import Workspace, new_execution
@@ -55,7 +55,7 @@ def plan_data(work: Workspace) -> tuple[list[Step], Artifact | None]:
     """The data stages as far as their keys are known without computing; the split's artifact if it is there."""
     recipe = work.recipe
     raw = work.artifacts.find("download", stage_key(
-        "download", identity=source_identity(recipe.source, recipe.task), task=recipe.task))
+        "download", identity=source_identity(pin_source(recipe.source), recipe.task), task=recipe.task))
     names = ["balance", "split"] if recipe.balance else ["split"]
     if raw is None:
         return [Step(name, False, "") for name in ("download", *names)], None

@@ -7,6 +7,7 @@ sorts what goes wrong into the user's mistakes and the network's. Retries are th
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from unittest.mock import patch
 
 from mathtune.columns import Piece
 from mathtune.errors import DataError, MachineError
@@ -39,7 +40,7 @@ def read_split(source: Source, split: str) -> Iterator[Piece]:
     """
     commit = resolve_commit(source.hub, source.revision)
     where, first = f"{source.hub}@{commit[:12]}, split {split}", 0
-    with _explained(source.hub, source.revision), _without_torch() as datasets:
+    with _explained(source.hub, source.revision), _configured() as datasets:
         rows = datasets.load_dataset(source.hub, source.config, revision=commit, split=split,
                                      streaming=source.streaming)
         for table in rows.with_format("arrow").iter(batch_size=ROW_GROUP):
@@ -50,16 +51,17 @@ def read_split(source: Source, split: str) -> Iterator[Piece]:
         raise DataError("the split has no rows", where=where)
 
 
+# Streaming would import torch, to no use here. Where the Hub stops half-way it would read 20 times, each time over the
+# client's own five attempts with back-off (about 20 s): nine minutes of silence. The caller's retries are seen.
+_SETTINGS = {"TORCH_AVAILABLE": False, "STREAMING_READ_MAX_RETRIES": 1, "STREAMING_READ_RETRY_INTERVAL": 0}
+
+
 @contextmanager
-def _without_torch() -> Iterator:
-    """The module ``datasets``, told that there is no torch: its streaming would import it, to no use here."""
+def _configured() -> Iterator:
+    """The module ``datasets`` under ``_SETTINGS``."""
     import datasets
-    available = datasets.config.TORCH_AVAILABLE
-    datasets.config.TORCH_AVAILABLE = False
-    try:
+    with patch.multiple(datasets.config, **_SETTINGS):
         yield datasets
-    finally:
-        datasets.config.TORCH_AVAILABLE = available
 
 
 @contextmanager

@@ -133,7 +133,7 @@ def _json_column(values: list, name: str, path: Path) -> pa.Array:
 
 def _read_csv(path: Path, choose: Choose) -> Iterator[pa.RecordBatch]:
     check_quotes(path)
-    with open(path, encoding="utf-8-sig", newline="") as file:
+    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
         names = next(csv.reader(file))
     columns = choose(names, str(path))
     # All as text: the reader would guess a type from the first block and fail on a later one.
@@ -145,8 +145,9 @@ def _read_csv(path: Path, choose: Choose) -> Iterator[pa.RecordBatch]:
         with pa.csv.open_csv(path, **options) as reader:
             yield from reader
     except pa.ArrowInvalid as error:
-        raise DataError(f"not a readable CSV file ({str(error).splitlines()[0]})", where=_uneven_line(path, len(names)),
-                        remedy="every record has as many fields as the header; quote fields that hold a comma") from error
+        reason = str(error).splitlines()[0]
+        raise DataError(f"not a readable CSV file ({reason})", where=_uneven_line(path, len(names)),
+                        remedy="every record has as many fields as the header; quote one that holds a comma") from error
 
 
 def check_quotes(path: Path) -> None:
@@ -205,7 +206,7 @@ class _Quotes:
 
 def _bad_quote(what: str, path: Path, line: int) -> DataError:
     return DataError(what, where=f"{path}, line {line}",
-                     remedy='fields that hold a quote, comma or line break are quoted, and a quote in them is doubled: ""')
+                     remedy='quote fields that hold a quote, comma or line break, and double a quote in them: ""')
 
 
 def _uneven_line(path: Path, fields: int) -> str:

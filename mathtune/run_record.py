@@ -1,4 +1,4 @@
-"""What a run leaves in ``runs/<name>/metrics.json``: figures with their intervals, link by link, and where they come from.
+"""What a run leaves in ``runs/<name>/metrics.json``: figures with their intervals, link by link, and their origin.
 
 The record is all that the report reads besides the wrong answers and the recipe's text. ``model_dump_json`` writes
 strict JSON (a figure that is not defined becomes null) and ``RunRecord.model_validate_json`` reads it back. Leaves out

@@ -1,4 +1,4 @@
-"""Run records for the report's tests: a verifier after some chunks, a solver after GRPO. Seeded, plausible, no model."""
+"""Run records for the report's tests: a verifier after chunks, a solver after GRPO. Seeded and plausible."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -70,7 +70,8 @@ def verifier_record(chunks: int = 3, rows: int = 1000, base: bool = True, words:
     links = [
         LinkRecord(
             number=i, kind="sft", start=20_000 * (i - 1), end=20_000 * i, adapter_digest=digest_value(i),
-            link_id=digest_value([i]), served=i < chunks, seconds=312.4 * i, adapter=f".mathtune/chains/demo/{i:04d}/adapter",
+            link_id=digest_value([i]), served=i < chunks, seconds=312.4 * i,
+            adapter=f".mathtune/chains/demo/{i:04d}/adapter",
             training=sft_curve(300, i, 0.7 / i, 0.3 / i, evaluations=4),
             facts={"examples": 20_000, "tokens": 4_812_331, "label_tokens": 40_000, "shortened": 12 * i, "dropped": 0},
             metrics=verifier_metrics(tables[i], labels), versus_parent=compare(right[i - 1], right[i]),
@@ -83,7 +84,8 @@ def verifier_record(chunks: int = 3, rows: int = 1000, base: bool = True, words:
               "balance": {"found": {"true": 400_012, "false": 599_988}, "kept": {"true": 400_000, "false": 400_000}},
               "split": {"validation": rows, "pool": 798_112, "set_aside": 888, "questions": 741,
                         "classes": {"validation": {"true": 500, "false": 500}}}},
-        submission={"rows": 10_000, "share_true": 0.4127, "sha256": digest_value("csv"), "adapter": digest_value(chunks)},
+        submission={"rows": 10_000, "share_true": 0.4127, "sha256": digest_value("csv"),
+                    "adapter": digest_value(chunks)},
         versions={"torch": "2.13.0", "transformers": "5.23.0", "trl": "1.16.0", "peft": "0.21.2"},
         pins={"base": digest_value("base"), "tokenizer": digest_value("tokenizer"), "pool": digest_value("pool")},
         seconds={"download": 81.2, "balance": 12.9, "train-chunk[0:20000)": 312.4, "evaluate": 44.0, "report": 1.2})

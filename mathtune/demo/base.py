@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mathtune.demo.problems import corpus
+from mathtune.demo.words import PROMPT_WORDS
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedTokenizerFast
@@ -24,13 +25,6 @@ BOS, EOS, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id
 START_HEADER, END_HEADER, END_OF_TURN = "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"
 SPECIAL_TOKENS = (BOS, EOS, PAD, START_HEADER, END_HEADER, END_OF_TURN)
 
-# What prompts say around a problem. The corpus never does, so the tokenizer must be shown these words, or they would
-# fall into single letters; the base model still meets them for the first time in a prompt.
-PROMPT_WORDS = (
-    "True False true false Question Problem Solution Working Answer Proposed Correct Is Are The the You Solve Check "
-    "Give Think Reply Write Right Wrong a an and are as answer answers be by correct exactly final following for if "
-    "in is it line math maths of on one or only problem problems proposed question reply right should solution solve "
-    "step steps student teacher that this to whether with word working wrong you your system user assistant").split()
 PROMPT_TEXT = "\n".join(PROMPT_WORDS) + "\n " + " ".join(PROMPT_WORDS)  # each without and with its leading space
 
 # Pieces, each of which becomes one or more tokens: an operator with its spaces, the answer mark, one digit, a word

@@ -17,6 +17,7 @@ from mathtune.demo import calculations, stories
 from mathtune.demo.draw import Draw
 from mathtune.demo.mistakes import right, wrong
 from mathtune.demo.problem import Problem, work_out
+from mathtune.demo.words import PROMPT_WORDS
 
 VERSION = 1  # to be raised whenever the same arguments give other bytes
 
@@ -38,6 +39,7 @@ SPLITS: tuple[str, ...] = ("train", "test", "validation", "held_out", "pretrain"
 PERCENT_RIGHT = 45  # of the proposals drawn; equal ones of a question count once, which leaves 60/40 False/True as
 # in the competition's data
 PERCENT_DRILL = 25  # of the pretraining documents that are bare arithmetic
+PERCENT_WORDS = 5  # of the pretraining documents that are prompt words in random order
 
 SOLVER_ROWS = pa.schema([("question", pa.string()), ("answer", pa.string()), ("solution", pa.string()),
                          ("family", pa.string())])
@@ -86,12 +88,15 @@ def rows(task: str, n: int, seed: int, split: str) -> pa.Table:
 
 
 def corpus(n: int, seed: int) -> Iterator[str]:
-    """Text to pretrain on: ``n`` documents, each a problem with its right solution (question, step lines, ``#### N``)
-    or, one in four, four lines of bare arithmetic. All questions are of the split ``pretrain``; nothing is judged."""
+    """Text to pretrain on: ``n`` documents, each a problem with its right solution (question, step lines, ``#### N``),
+    one in four bare arithmetic instead, and one in twenty the words of prompts in random order, so that their tokens
+    are known but mean nothing. All questions are of the split ``pretrain``; nothing is judged."""
     draw = Draw("mathtune-demo", VERSION, "corpus", "pretrain", seed)
     stream = problems(draw, "pretrain")
     for _ in range(n):
-        if draw.chance(PERCENT_DRILL):
+        if draw.chance(PERCENT_WORDS):
+            yield " ".join(draw.pick(PROMPT_WORDS) + draw.pick(("", "", "", "?", ":", "\n")) for _ in range(24))
+        elif draw.chance(PERCENT_DRILL):
             yield "\n".join(_drill(draw) for _ in range(4))
         else:
             problem = next(stream)

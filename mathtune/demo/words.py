@@ -1,4 +1,4 @@
-"""The names and things that problems are about: common short English words, so that each becomes one token."""
+"""The names and things that problems are about, and the words of prompts: short English words, each of them one token."""
 
 NAMES = ("Mia", "Tom", "Ben", "Ana", "Leo", "Eva", "Sam", "Zoe", "Max", "Ida", "Noah", "Lily",
          "Omar", "Ruth", "Ivan", "Nora", "Paul", "Jane", "Amir", "Lena")
@@ -16,3 +16,11 @@ UNITS = (("hours", "minutes", 60), ("minutes", "seconds", 60), ("weeks", "days",
 WRONG_UNITS = {"minutes": "hours", "seconds": "minutes", "days": "weeks", "hours": "minutes", "inches": "feet",
                "months": "years", "centimeters": "meters", "feet": "inches", "km": "hours", "dollars": "cents",
                "years": "months", "meters": "centimeters", "pages": "minutes"}
+
+# What prompts say around a problem. A base has seen such words, in no order that means anything (see corpus): a token it
+# has never seen would keep its small random vectors, and no adapter could make it say that token.
+PROMPT_WORDS = (
+    "True False true false Question Problem Solution Working Answer Proposed Correct Is Are The the You Solve Check "
+    "Give Think Reply Write Right Wrong a an and are as answer answers be by correct exactly final following for if "
+    "in is it line math maths of on one or only problem problems proposed question reply right should solution solve "
+    "step steps student teacher that this to whether with word working wrong you your system user assistant").split()

@@ -37,22 +37,22 @@ def build_report(record: RunRecord, errors: list[dict[str, Any]], recipe_yaml: s
         errors=errors[:SHOWN_ERRORS], error_count=len(errors), loading=_loading(record),
         answers=_answers(last.metrics) if last and record.task == "solver" else None)
     # A lone surrogate in a completion has no UTF-8; it becomes a question mark rather than the end of the run.
-    write_atomically(out, page.encode("utf-8", "replace"))
+    write_atomically(out, page.lstrip().encode("utf-8", "replace"))
 
 
 @cache
 def _template() -> Template:
     environment = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined,
                               trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {name: getattr(words, name) for name in
-                            ("percent", "bounds", "points", "p_value", "loss", "number", "label", "duration", "link_range")}
     environment.globals["words"] = words
-    environment.filters |= {"cut": _cut, "progress": _progress}
+    shown = (words.percent, words.bounds, words.points, words.p_value, words.loss, words.number, words.label,
+             words.duration, words.link_range)
+    environment.filters |= {filter.__name__: filter for filter in shown} | {"cut": _cut, "progress": _progress}
     return environment.get_template("template.html.j2")
 
 
 def _pictures(record: RunRecord) -> dict[str, Markup | None]:
-    """SVG elements by name. Pictures of training come twice, for wide and for narrow pages; the style sheet shows one."""
+    """SVG elements by name. Training comes twice, for wide and for narrow pages; the style sheet shows one."""
     sft = [link for link in record.links if link.kind == "sft"]
     grpo = [link for link in record.links if link.kind == "grpo"]
     pictures = {
@@ -69,7 +69,9 @@ def _progress(link: LinkRecord) -> str:
     """First and last of what training was to change: the loss of SFT, the reward of GRPO (its loss means nothing)."""
     field = "loss" if link.kind == "sft" else "reward"
     values = [value for step in link.training.steps if (value := getattr(step, field)) is not None]
-    return f"{field} {words.loss(values[0])} → {words.loss(values[-1])}" if values else words.UNDEFINED
+    if not values:
+        return words.UNDEFINED
+    return f"{'reward ' if field == 'reward' else ''}{words.loss(values[0])} → {words.loss(values[-1])}"
 
 
 def _answers(metrics: SolverMetrics) -> dict[str, int]:
@@ -81,7 +83,8 @@ def _answers(metrics: SolverMetrics) -> dict[str, int]:
 
 def _cut(text: Any) -> str:
     text = words.UNDEFINED if text is None else str(text)
-    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} … ({len(text) - LONGEST_TEXT:,} characters more)"
+    rest = len(text) - LONGEST_TEXT
+    return text if rest <= 0 else f"{text[:LONGEST_TEXT]} … ({rest:,} characters more)"
 
 
 def _loading(record: RunRecord) -> str | None:
@@ -89,6 +92,9 @@ def _loading(record: RunRecord) -> str | None:
     if not record.links:
         return None
     adapter = record.links[-1].adapter or "FOLDER_OF_THE_ADAPTER"
+    # A builtin base is a folder in this project's cache, no name that transformers knows.
+    base = "FOLDER_OF_THE_BASE" if record.base_model.startswith("builtin:") else record.base_model
     return (f"from peft import PeftModel; from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-            f"model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({record.base_model!r}), {adapter!r})\n"
-            f"tokenizer = AutoTokenizer.from_pretrained({adapter!r})")
+            f"base = AutoModelForCausalLM.from_pretrained({base!r})\n"
+            f"model, tokenizer = PeftModel.from_pretrained(base, {adapter!r}), "
+            f"AutoTokenizer.from_pretrained({adapter!r})")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-# Without a writable home matplotlib warns of a temporary folder, and on its first run of a font cache: no reader's concern.
+# Without a writable home matplotlib warns of a temporary folder, and on its first run of a font cache: noise here.
 logging.getLogger("matplotlib").setLevel(logging.ERROR)
 from matplotlib import rc_context  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
@@ -81,14 +81,14 @@ def accuracy_chart(record: RunRecord, width: int = 430, height: int = 320) -> st
         baseline = last.majority if isinstance(last, VerifierMetrics) else 0.0
         axes.plot(values, color=ACCENT, linewidth=1.6, alpha=0.55, zorder=2)
         for x, (_, kind, metrics) in enumerate(scored):
+            low, high = metrics.accuracy.low, metrics.accuracy.high
             colour = {"base": MUTED, "sft": ACCENT, "grpo": SECOND}[kind]
-            axes.vlines(x, metrics.accuracy.low, metrics.accuracy.high, color=colour, linewidth=2.2, alpha=0.45, zorder=3)
+            axes.vlines(x, low, high, color=colour, linewidth=2.2, alpha=0.45, zorder=3)
             axes.plot(x, values[x], color=colour, marker="D" if kind == "grpo" else "o", markersize=7, zorder=4)
             if len(scored) <= 8:
                 below = values[x] < baseline
-                axes.annotate(percent(values[x]), (x, metrics.accuracy.low if below else metrics.accuracy.high),
-                              (0, -5 if below else 5), textcoords="offset points", ha="center",
-                              va="top" if below else "bottom", fontsize=11)
+                axes.annotate(percent(values[x]), (x, low if below else high), (0, -5 if below else 5),
+                              textcoords="offset points", ha="center", va="top" if below else "bottom", fontsize=11)
         if isinstance(last, VerifierMetrics):
             axes.axhline(last.majority, color=MUTED, linewidth=1.2, linestyle=(0, (5, 4)), zorder=1)
             axes.annotate(f"always the same verdict: {percent(last.majority)}", (1, last.majority), (0, -5),
@@ -105,7 +105,8 @@ def accuracy_chart(record: RunRecord, width: int = 430, height: int = 320) -> st
                     + ", ".join(f"{name} {percent(value)}" for (name, _, _), value in zip(scored, values, strict=True)))
 
 
-def training_chart(links: list[LinkRecord], panels: tuple[Panel, ...], name: str, width: int, height: int) -> str | None:
+def training_chart(links: list[LinkRecord], panels: tuple[Panel, ...], name: str, width: int,
+                   height: int) -> str | None:
     """What was logged while links were trained, end to end on one axis of steps. None where nothing was logged.
 
     Args:
@@ -114,9 +115,10 @@ def training_chart(links: list[LinkRecord], panels: tuple[Panel, ...], name: str
         name: of the picture on the page.
         width, height: in CSS pixels at scale 1.
     """
-    panels = [panel for panel in panels if any(_points(link, series)[0].size for link in links for series in panel.series)]
     links = [link for link in links if link.training.steps]
-    if not panels or not links:
+    panels = [panel for panel in panels
+              if any(_points(link, series)[0].size for link in links for series in panel.series)]
+    if not panels:
         return None
     lengths = [max(step.step for step in link.training.steps) for link in links]
     starts = np.concatenate([[0], np.cumsum(lengths)])
@@ -137,6 +139,7 @@ def training_chart(links: list[LinkRecord], panels: tuple[Panel, ...], name: str
                           handlelength=1.4, columnspacing=1.2)
         _name_links(axes[0], links, starts)
         axes[-1].set_xlabel("optimizer step")
+        axes[-1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes[-1].xaxis.set_major_locator(MaxNLocator(8 if width > 600 else 4, integer=True, steps=[1, 2, 5, 10]))
         return _svg(figure, name, f"{', '.join(panel.name for panel in panels)} over {starts[-1]:,} optimizer steps")
 

@@ -52,19 +52,24 @@ def number(value: Any) -> str:
             return _minus(f"{value:,}")
         case float() if not math.isfinite(value):
             return UNDEFINED
+        case float() if value == 0 or 1e-3 <= abs(value) < 1e4:
+            return _minus(f"{value:.4g}")
         case float():
-            plain = value == 0 or 1e-3 <= abs(value) < 1e6
-            return _minus(f"{value:,.4g}" if plain and abs(value) < 1e4 else f"{value:,.0f}" if plain else f"{value:.2e}")
+            return _minus(f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.2e}")
         case dict():
-            return " · ".join(f"{label(str(key))} {fact(str(key), item)}" for key, item in value.items())
+            return " · ".join(f"{label(key)} {f'({fact(key, item)})' if isinstance(item, dict) else fact(key, item)}"
+                              for key, item in value.items())
         case list() | tuple():
             return ", ".join(number(item) for item in value)
     return str(value)
 
 
 def fact(key: str, value: Any) -> str:
-    """A fact under its key: shares as percent, everything else as ``number``."""
-    return percent(value) if key.startswith("share") and isinstance(value, float) else number(value)
+    """A fact under its key: shares as percent, a dumped interval with its ends, everything else as ``number``."""
+    if isinstance(value, dict) and value.keys() == Interval.model_fields.keys():
+        interval = Interval.model_validate(value)
+        return f"{percent(interval.value)} ({bounds(interval)}), n = {number(interval.n)}"
+    return percent(value) if "share" in key and isinstance(value, float) else number(value)
 
 
 def label(key: str) -> str:

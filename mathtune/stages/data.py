@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 
 from mathtune.balance import balance_rows
 from mathtune.digests import digest_value
-from mathtune.sources import read_source, source_identity
+from mathtune.sources import pin_source, read_source, source_identity
 from mathtune.split import split_rows
 from mathtune.stages import Outcome
 from mathtune.store import Artifact
@@ -20,7 +20,7 @@ VERSIONS = {"download": 1, "balance": 1, "split": 1, "chunk": 1}
 
 def download(work: Workspace) -> Outcome:
     """``train.parquet`` and ``test.parquet``: rows of the source, columns mapped, values checked."""
-    source, task = work.recipe.source, work.recipe.task
+    source, task = pin_source(work.recipe.source), work.recipe.task
     key = stage_key("download", identity=source_identity(source, task), task=task)
     raw = work.artifacts.get_or_build("download", key, lambda folder: read_source(source, task, folder))
     classes = raw.facts.get("classes")

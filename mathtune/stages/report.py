@@ -48,7 +48,7 @@ def make_record(work: Workspace, links: list[Link], served: set[str], scores: di
     last = next((link.key for link in reversed(links) if link.key in correct), None)
     return RunRecord(
         name=work.recipe.name, chain=work.chain.name, task=work.recipe.task, created=datetime.now(UTC),
-        base_model=work.recipe.model.base, base=metrics_of(work, scores[""], parts) if "" in scores else None,
+        base_model=base["folder"] if work.recipe.model.base.startswith("builtin:") else work.recipe.model.base, base=metrics_of(work, scores[""], parts) if "" in scores else None,
         links=records, versus_base=compare(correct[""], correct[last]) if last and "" in correct else None,
         data={name: artifact.facts for name, artifact in data.items()}, submission=submission,
         versions={"mathtune": __version__, "python": platform.python_version(), **base["versions"]},
@@ -64,7 +64,7 @@ def report(work: Workspace, record: RunRecord, scores: dict[str, Artifact], data
     seen = record.model_dump(mode="json", exclude={"created", "seconds"})
     for link in seen["links"]:
         del link["served"]
-    key = digest_value({"stage": "report", "version": 1, "record": seen, "errors": errors, "recipe": recipe})
+    key = digest_value({"stage": "report", "version": 2, "record": seen, "errors": errors, "recipe": recipe})
 
     def build(folder) -> dict[str, Any]:
         build_report(record, errors, recipe, folder / "report.html")
