@@ -2,8 +2,10 @@
 
     python benchmarks/pretrain_base.py --out mathtune/demo/weights
 
-Plain next-token prediction on problems with right worked solutions and on bare arithmetic; nothing in it is judged, so
-the base knows no label. Meant for one GPU (minutes); runs on a CPU with a smaller --steps.
+Plain next-token prediction on problems and solutions, attempts that are solved again where they went wrong, and bare
+arithmetic (``mathtune.demo.problems.corpus``): no label, and no word that says whether an attempt was right. Meant for
+one GPU (minutes); runs on a CPU with fewer --steps. The text is the same everywhere, to the byte; the weights are the
+same on the same GPU and versions, up to the order in which its kernels add.
 """
 
 import argparse
@@ -12,31 +14,32 @@ import math
 import platform
 import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mathtune.demo.base import demo_base_config, train_tokenizer
-from mathtune.demo.problems import VERSION, corpus
+from mathtune.demo.problems import HELD_OUT_FAMILIES, VERSION, corpus
+from mathtune.digests import digest_file
 
 SHARD = 50_000  # documents a shard; each has its own seed
 
 
-def encode_shard(seed: int) -> np.ndarray:
+def encode_shard(tokenizer: PreTrainedTokenizerFast, seed: int) -> np.ndarray:
     """Token ids (uint16) of one shard: each document between BOS and EOS."""
-    tokenizer = train_tokenizer()
     encoded = tokenizer._tokenizer.encode_batch(list(corpus(SHARD, seed)), add_special_tokens=True)
     end = tokenizer.eos_token_id
     return np.fromiter((token for document in encoded for token in (*document.ids, end)), dtype=np.uint16)
 
 
-def token_stream(shards: int, workers: int) -> np.ndarray:
+def token_stream(tokenizer: PreTrainedTokenizerFast, shards: int, workers: int) -> np.ndarray:
     """Ids of all shards, seeds 1 … shards (seed 0 made the tokenizer)."""
     with ProcessPoolExecutor(workers) as pool:
-        return np.concatenate(list(pool.map(encode_shard, range(1, shards + 1))))
+        return np.concatenate(list(pool.map(partial(encode_shard, tokenizer), range(1, shards + 1))))
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
@@ -47,14 +50,17 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * (0.1 + 0.45 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))))
 
 
-def pretrain(stream: np.ndarray, arguments: argparse.Namespace, device: torch.device) -> tuple[LlamaForCausalLM, list]:
+def pretrain(stream: np.ndarray, vocabulary: int, arguments: argparse.Namespace,
+             device: torch.device) -> tuple[LlamaForCausalLM, list]:
     """The trained model and its loss curve ``[[step, loss], …]``."""
     torch.manual_seed(arguments.seed)
     torch.set_float32_matmul_precision("high")
-    model = LlamaForCausalLM(demo_base_config(len(train_tokenizer()))).to(device)
-    decayed = [parameter for parameter in model.parameters() if parameter.ndim == 2 and parameter.shape[0] != model.vocab_size]
-    others = [parameter for parameter in model.parameters() if not any(parameter is one for one in decayed)]
-    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
+    model = LlamaForCausalLM(demo_base_config(vocabulary)).to(device)
+    decays = {True: [], False: []}  # weight decay for matrices, none for norms and the embedding
+    for name, parameter in model.named_parameters():
+        decays[parameter.ndim == 2 and "embed_tokens" not in name].append(parameter)
+    optimizer = torch.optim.AdamW([{"params": decays[True], "weight_decay": 0.1},
+                                   {"params": decays[False], "weight_decay": 0.0}],
                                   betas=(0.9, 0.95), fused=device.type == "cuda")
     forward = torch.compile(model) if device.type == "cuda" else model
     width, batch = arguments.length, arguments.batch
@@ -84,9 +90,17 @@ def card(facts: dict) -> str:
     points = "\n".join(f"| {step} | {loss} |" for step, loss in facts["curve"][::10])
     return f"""# mathtune demo base
 
-A Llama of {facts['parameters'] / 1e6:.2f} million parameters, pretrained from nothing on the text of `mathtune.demo.problems`
-(version {facts['generator']}): school problems with right worked solutions, and bare arithmetic. It has never seen a judged
-answer; the words of prompts, True and False among them, it has met in random order only. Made to be fine-tuned on two CPU cores; good for nothing else.
+A Llama of {facts['parameters'] / 1e6:.2f} million parameters, pretrained from nothing on the text of
+`mathtune.demo.problems` (version {facts['generator']}). Made to be fine-tuned on two CPU cores; good for nothing else.
+
+## What it has read
+School problems with right worked solutions; attempts at problems, about half of them spoilt by a mistake, after
+which the problem is solved again under the line `Again:` (after a right attempt the text ends); bare arithmetic; and
+the words of prompts, True and False among them, in random order. So it knows arithmetic, and whether an attempt will be
+solved again. It does not know a verifier's task: no word in its text says that an attempt was right or wrong, and True
+and False stand as often behind the one as behind the other. Two families of problems
+({', '.join(HELD_OUT_FAMILIES)}) are left out altogether, and so are the questions of all training, validation and test
+rows.
 
 | | |
 |---|---|
@@ -97,7 +111,11 @@ answer; the words of prompts, True and False among them, it has met in random or
 | machine | {facts['machine']} |
 | versions | torch {facts['torch']}, transformers {facts['transformers']} |
 | time | {facts['seconds']:.0f} s |
+| digest of model.safetensors | {facts['weights']} |
 | made by | `python benchmarks/pretrain_base.py --out mathtune/demo/weights {facts['command']}` |
+
+## Loss
+Cross-entropy of the next token, in nats, of one batch.
 
 | step | loss |
 |---|---|
@@ -118,18 +136,25 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     began = time.monotonic()
-    stream = token_stream(arguments.shards, arguments.workers)
+    tokenizer = train_tokenizer()
+    stream = token_stream(tokenizer, arguments.shards, arguments.workers)
     print(f"{len(stream):,} tokens in {time.monotonic() - began:.0f} s", flush=True)
-    model, curve = pretrain(stream, arguments, device)
+    model, curve = pretrain(stream, len(tokenizer), arguments, device)
     model.to("cpu", torch.float32).save_pretrained(arguments.out)
-    train_tokenizer().save_pretrained(arguments.out)
+    tokenizer.save_pretrained(arguments.out)
+    seen = arguments.steps * arguments.batch * arguments.length
+    options = ("shards", "steps", "batch", "length", "learning_rate", "seed")
     facts = {
-        "parameters": model.num_parameters(), "generator": VERSION, "tokens_seen": arguments.steps * arguments.batch * arguments.length,
-        "stream": len(stream), "documents": arguments.shards * SHARD, "shards": arguments.shards, "seed": arguments.seed,
-        "date": time.strftime("%Y-%m-%d"), "machine": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
-        "torch": torch.__version__, "transformers": transformers.__version__, "seconds": time.monotonic() - began, "curve": curve,
-        "command": f"--shards {arguments.shards} --steps {arguments.steps} --batch {arguments.batch} --length {arguments.length} "
-                   f"--learning-rate {arguments.learning_rate} --seed {arguments.seed}"}
+        "parameters": model.num_parameters(), "generator": VERSION, "tokens_seen": seen, "stream": len(stream),
+        "documents": arguments.shards * SHARD, "shards": arguments.shards, "seed": arguments.seed,
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": f"one {torch.cuda.get_device_name()}" if device.type == "cuda" else platform.machine(),
+        "torch": torch.__version__, "transformers": transformers.__version__,
+        "seconds": round(time.monotonic() - began, 1),
+        "weights": digest_file(arguments.out / "model.safetensors"),
+        "tokenizer": digest_file(arguments.out / "tokenizer.json"),
+        "command": " ".join(f"--{name.replace('_', '-')} {getattr(arguments, name)}" for name in options),
+        "curve": curve}
     (arguments.out / "README.md").write_text(card(facts))
     (arguments.out / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
     print(f"{facts['parameters']:,} parameters, last loss {curve[-1][1]}, {facts['seconds']:.0f} s", flush=True)

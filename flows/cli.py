@@ -6,6 +6,7 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
+from rich.text import Text
 
 from flows import show
 from mathtune import __version__
@@ -18,7 +19,7 @@ errors = Console(stderr=True)
 app = App(name="mathtune", version=__version__, console=console,
           help="Fine-tune a language model for maths, chunk by chunk, without ever losing work.")
 
-Overrides = Annotated[tuple[str, ...], Parameter(help="key=value, for example sft.learning_rate=1e-4", allow_leading_hyphen=False)]
+Overrides = Annotated[str, Parameter(help="key=value, for example sft.learning_rate=1e-4", allow_leading_hyphen=False)]
 
 
 @app.command
@@ -107,8 +108,7 @@ def main() -> None:
     except MathtuneError as error:
         if debug:
             raise
-        errors.print(f"[red]✗[/] {type(error).__name__}: ", end="")
-        errors.print(str(error), markup=False, highlight=False)
+        errors.print(Text.assemble(("✗ ", "red"), (f"{type(error).__name__} ", "bold"), str(error)))
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
         errors.print("stopped; the same command goes on from here")
@@ -116,7 +116,7 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        errors.print(f"[red]✗[/] {type(error).__name__}: {error}\n→ --debug shows where", markup=False, highlight=False)
+        errors.print(Text.assemble(("✗ ", "red"), f"{type(error).__name__}: {error}\n→ --debug shows where"))
         sys.exit(1)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 from prefect import flow
 
 from flows.prepare import open_workspace, prepare
+from mathtune.errors import TrainingError
 from mathtune.ranges import chunk_ranges
 from mathtune.recipe import Recipe
 from tasks.results import submit
@@ -32,5 +33,9 @@ def pipeline(recipe: Recipe, execution: str | None = None) -> dict[str, Any]:
         if recipe.grpo:
             link = grpo(work, run.base, run.parts)
             run.evaluate(link)
-        run.submission = submit(work, run.base, run.data["download"], link)
+        try:
+            run.submission = submit(work, run.base, run.data["download"], link)
+        except TrainingError:  # a verifier that says one thing only: the report shows why
+            run.report()
+            raise
         return run.report()

@@ -69,7 +69,8 @@ def make_trainer(job: GrpoJob, base: Base, adapted, prompts: Dataset, emit: Emit
         **common_arguments(base.compute, job.hardware, grpo, job.checkpoints, job.tracking, job.title),
         per_device_train_batch_size=batch, gradient_accumulation_steps=completions // batch, max_steps=grpo.max_steps,
         num_generations=grpo.generations, max_completion_length=grpo.max_new_tokens, temperature=grpo.temperature,
-        beta=grpo.beta, shuffle_dataset=False)
+        beta=grpo.beta, shuffle_dataset=False,
+        disable_dropout=True)  # else policy and reference differ by chance alone, before any step is made
     rewards = [correctness_reward(grpo.correct_reward), format_reward(grpo.format_reward)]
     return GRPOTrainer(adapted, rewards, arguments, train_dataset=prompts, processing_class=base.tokenizer,
                        callbacks=[Reporter(emit), FlatRewardGuard(), CheckpointKeeper(job.title, emit)])

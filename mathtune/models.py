@@ -75,6 +75,7 @@ def load_base(spec: Model, hardware: Hardware, cache: Path) -> Base:
         use_safetensors=True, trust_remote_code=False)
     model.requires_grad_(False)
     model.eval()
+    _keep_nf4_layout(model)
     return Base(model, load_tokenizer(folder), compute, folder)
 
 
@@ -120,6 +121,14 @@ def borrowed(base: Base) -> Iterator[PreTrainedModel]:
         model.eval()
         if base.compute.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _keep_nf4_layout(model: PreTrainedModel) -> None:
+    """On CPUs with AVX512-BF16 bitsandbytes' first evaluation repacks the weights for good, for a bfloat16 kernel: later
+    training would compute other numbers than a freshly loaded base (``Linear4bit.forward``, bitsandbytes 0.50)."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _demo_base(cache: Path) -> Path:

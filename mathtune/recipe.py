@@ -71,7 +71,9 @@ class Source(Section):
         if sum(value is not None for value in (self.hub, self.path, self.generator)) != 1:
             raise ValueError("give exactly one of hub, path and generator")
         tests = [name for name in ("test_split", "test_path") if getattr(self, name)]
-        if self.generator is None and len(tests) + bool(self.holdout) != 1:
+        if self.generator and (tests or self.holdout):
+            raise ValueError("a generator makes its own test rows: no test_split, test_path or holdout")
+        if not self.generator and len(tests) + bool(self.holdout) != 1:
             raise ValueError("give exactly one of test_split, test_path and holdout")
         if self.hub is None and (self.streaming or self.revision or self.config):
             raise ValueError("streaming, revision and config belong to a hub source")

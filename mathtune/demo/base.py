@@ -1,9 +1,10 @@
 """A small Llama with its own tokenizer, in a complete Hugging Face folder: the demo's base model.
 
-Its weights are random (seeded); pretrained weights of the same configuration go into the same folder layout. Left out:
-pretraining. torch and transformers are imported inside the functions.
+Its weights come with the package (``weights/``, whose README.md is their model card) and are made by
+``benchmarks/pretrain_base.py``. Left out: pretraining. torch and transformers are imported inside the functions.
 """
 
+import shutil
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
@@ -15,7 +16,9 @@ from mathtune.demo.words import PROMPT_WORDS
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-BASE_VERSION = 1  # to be raised whenever the tokenizer, the configuration or the weights change
+BASE_VERSION = 2  # to be raised whenever the tokenizer, the configuration or the weights change
+
+WEIGHTS = Path(__file__).parent / "weights"
 
 VOCABULARY = 1024
 TOKENIZER_DOCUMENTS = 8_000
@@ -40,12 +43,21 @@ CHAT_TEMPLATE = (  # Llama 3's markers (Llama 3 model card: "Prompt format")
     "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}")
 
 
-def build_base(folder: Path, seed: int = 0) -> None:
-    """Writes the base model's folder: configuration, float32 safetensors, tokenizer with chat template.
+def build_base(folder: Path) -> None:
+    """Writes the base model's folder: configuration, float32 safetensors, tokenizer with chat template, model card.
 
     Args:
         folder: made if absent.
-        seed: decides the random weights; the tokenizer is always the same.
+    """
+    shutil.copytree(WEIGHTS, folder, dirs_exist_ok=True)
+
+
+def random_base(folder: Path, seed: int) -> None:
+    """The same folder with random weights: a base that knows nothing.
+
+    Args:
+        folder: made if absent.
+        seed: decides the weights; the tokenizer is always the same.
     """
     import torch
     from transformers import LlamaForCausalLM

@@ -19,7 +19,7 @@ from mathtune.demo.mistakes import right, wrong
 from mathtune.demo.problem import Problem, work_out
 from mathtune.demo.words import PROMPT_WORDS
 
-VERSION = 1  # to be raised whenever the same arguments give other bytes
+VERSION = 2  # to be raised whenever the same arguments give other bytes
 
 Family = Callable[[Draw], Problem]
 _TRAINED: tuple[Family, ...] = (
@@ -40,6 +40,8 @@ PERCENT_RIGHT = 45  # of the proposals drawn; equal ones of a question count onc
 # in the competition's data
 PERCENT_DRILL = 25  # of the pretraining documents that are bare arithmetic
 PERCENT_WORDS = 5  # of the pretraining documents that are prompt words in random order
+WORDS = 24  # of such a document
+PERCENT_REVIEWED = 65  # of the pretraining documents that are problems: those that look at an attempt once more
 
 SOLVER_ROWS = pa.schema([("question", pa.string()), ("answer", pa.string()), ("solution", pa.string()),
                          ("family", pa.string())])
@@ -88,19 +90,39 @@ def rows(task: str, n: int, seed: int, split: str) -> pa.Table:
 
 
 def corpus(n: int, seed: int) -> Iterator[str]:
-    """Text to pretrain on: ``n`` documents, each a problem with its right solution (question, step lines, ``#### N``),
-    one in four bare arithmetic instead, and one in twenty the words of prompts in random order, so that their tokens
-    are known but mean nothing. All questions are of the split ``pretrain``; nothing is judged."""
+    """Text to pretrain on: ``n`` documents, all of whose questions are of the split ``pretrain``.
+
+    About one in four is bare arithmetic, one in twenty the words of prompts in random order, so that their tokens are
+    known but mean nothing. Of the others some are a problem with its right solution (question, step lines, ``#### N``);
+    in the rest somebody looks at an attempt once more and, if it is spoilt, solves the problem again (``_reviewed``).
+    """
     draw = Draw("mathtune-demo", VERSION, "corpus", "pretrain", seed)
     stream = problems(draw, "pretrain")
     for _ in range(n):
         if draw.chance(PERCENT_WORDS):
-            yield " ".join(draw.pick(PROMPT_WORDS) + draw.pick(("", "", "", "?", ":", "\n")) for _ in range(24))
+            yield _words(draw, WORDS)
         elif draw.chance(PERCENT_DRILL):
             yield "\n".join(_drill(draw) for _ in range(4))
+        elif draw.chance(PERCENT_REVIEWED):
+            yield _reviewed(next(stream), draw)
         else:
             problem = next(stream)
             yield f"{problem.question}\n{work_out(problem.steps).text()}"
+
+
+def _reviewed(problem: Problem, draw: Draw) -> str:
+    """An attempt with its answer on a line of its own, then words of prompts that mean nothing. If a mistake spoilt the
+    attempt the problem is solved again, after ``Again:``; if none did the text ends. So a model that is to foretell how
+    the text goes on must look for mistakes, and no word ever says what it found."""
+    attempt = (wrong if draw.chance(50) else right)(problem, draw)
+    words = _words(draw, draw.between(1, 6)).strip()
+    text = f"{problem.question}\n{attempt.solution}\nAnswer: {attempt.answer}\n{words}\n"
+    return text if attempt.is_correct else f"{text}Again:\n{work_out(problem.steps).text()}"
+
+
+def _words(draw: Draw, n: int) -> str:
+    """``n`` words of prompts in random order, some with a sign behind them."""
+    return " ".join(draw.pick(PROMPT_WORDS) + draw.pick(("", "", "", "?", ":", "\n")) for _ in range(n))
 
 
 def _stream(draw: Draw, task: str, split: str, n: int) -> Iterator[tuple]:

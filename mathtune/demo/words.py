@@ -1,4 +1,4 @@
-"""The names and things that problems are about, and the words of prompts: short English words, each of them one token."""
+"""The names and things that problems are about, and the words of prompts: short words, each of them one token."""
 
 NAMES = ("Mia", "Tom", "Ben", "Ana", "Leo", "Eva", "Sam", "Zoe", "Max", "Ida", "Noah", "Lily",
          "Omar", "Ruth", "Ivan", "Nora", "Paul", "Jane", "Amir", "Lena")
@@ -17,8 +17,8 @@ WRONG_UNITS = {"minutes": "hours", "seconds": "minutes", "days": "weeks", "hours
                "months": "years", "centimeters": "meters", "feet": "inches", "km": "hours", "dollars": "cents",
                "years": "months", "meters": "centimeters", "pages": "minutes"}
 
-# What prompts say around a problem. A base has seen such words, in no order that means anything (see corpus): a token it
-# has never seen would keep its small random vectors, and no adapter could make it say that token.
+# What prompts say around a problem. A base has seen such words, in no order that means anything (see ``corpus``): a
+# token it has never seen would keep its small random vectors, and no adapter could make it say that token.
 PROMPT_WORDS = (
     "True False true false Question Problem Solution Working Answer Proposed Correct Is Are The the You Solve Check "
     "Give Think Reply Write Right Wrong a an and are as answer answers be by correct exactly final following for if "

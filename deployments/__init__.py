@@ -1,0 +1,1 @@
+"""What a Prefect server needs to run the flows for a team."""

@@ -1,0 +1,89 @@
+"""Shared fixtures: a tiny untrained base, a recipe over the generator's rows, and Prefect's test server."""
+
+import os
+
+os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+
+from pathlib import Path
+
+import pytest
+
+from mathtune.recipe import Recipe
+from mathtune.recipe_file import parse_recipe
+
+VERIFIER_TEMPLATE = "Question: {question}\nSolution: {solution}\nAnswer: {answer}\nCorrect?"
+SOLVER_TEMPLATE = "Question: {question}\nSolution:\n"
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory) -> Path:
+    """A Llama of about 0.2 million random weights with the demo's tokenizer; its logits are wide enough to learn fast."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from mathtune.demo.base import train_tokenizer
+
+    folder = tmp_path_factory.mktemp("base") / "tiny"
+    tokenizer = train_tokenizer()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(
+            vocab_size=-(-len(tokenizer) // 64) * 64, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.3,
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def recipe_values(tiny_base, tmp_path):
+    """Plain values of a small verifier recipe (or, with ``task="solver"``, a solver) below ``tmp_path``."""
+
+    def make(task: str = "verifier", **changes) -> dict:
+        values = {
+            "name": "small", "task": task,
+            "source": {"generator": {"rows": 600, "test_rows": 60, "seed": 3}},
+            "validation": {"rows": 60},
+            "chunks": {"size": 96, "end": 192},
+            "prompt": {"template": VERIFIER_TEMPLATE if task == "verifier" else SOLVER_TEMPLATE},
+            "model": {"base": str(tiny_base), "max_length": 192},
+            "lora": {"rank": 8, "alpha": 16, "dropout": 0.1},
+            "sft": {"learning_rate": 5e-3, "examples_per_step": 16, "save_every": 2},
+            "hardware": {"micro_batch": 16, "device": "cpu"},
+            "evaluation": {"words_rows": 20, "max_new_tokens": 16, "batch_size": 60},
+            "storage": {"root": str(tmp_path / "store"), "runs": str(tmp_path / "runs")},
+        }
+        return {**values, **changes}
+
+    return make
+
+
+@pytest.fixture
+def make_recipe(recipe_values):
+    """``recipe_values`` as a ``Recipe``."""
+
+    def make(task: str = "verifier", **changes) -> Recipe:
+        return parse_recipe(recipe_values(task, **changes))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def prefect_server():
+    """Prefect's test server; costs about 16 s once."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=180):
+        yield
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real GSM8K rows beside the project, where there is one."""
+    folder = Path(__file__).parents[2] / "shared" / "data" / "gsm8k"
+    if not folder.is_dir():
+        pytest.skip("no real GSM8K rows beside the project")
+    return folder

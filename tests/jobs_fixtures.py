@@ -1,0 +1,57 @@
+"""Jobs over a few rows, for tests that talk to the compute plane directly."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mathtune.demo.problems import rows
+from mathtune.jobs import GrpoJob, ScoreJob, SftJob
+from mathtune.recipe import Evaluation, Grpo, Hardware, Lora, Model, Prompt, Sft
+from tests.conftest import SOLVER_TEMPLATE, VERIFIER_TEMPLATE
+
+CPU = Hardware(device="cpu", micro_batch=8)
+
+
+def write_rows(path: Path, task: str, n: int, seed: int = 5) -> Path:
+    """The generator's rows as a stage would write them."""
+    table = rows(task, n, seed, "train").append_column("row_id", pa.array(range(n), pa.int64()))
+    pq.write_table(table, path)
+    return path
+
+
+def sft_job(base: Path, folder: Path, task: str = "verifier", n: int = 96, **changes) -> SftJob:
+    """An SFT job below ``folder`` on ``n`` rows; ``sft`` and the job's other fields can be changed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data = write_rows(folder / "rows.parquet", task, n)
+    template = VERIFIER_TEMPLATE if task == "verifier" else SOLVER_TEMPLATE
+    values = {
+        "task": task, "model": Model(base=str(base), max_length=192), "prompt": Prompt(template=template),
+        "lora": Lora(rank=8, alpha=16, dropout=0.1), "hardware": CPU, "tracking": None, "title": "test",
+        "sft": Sft(learning_rate=5e-3, examples_per_step=16, save_every=2), "cache": str(folder / "cache"),
+        "rows": str(data), "validation": str(data), "start_adapter": None, "checkpoints": str(folder / "checkpoints"),
+        "output": str(folder / "adapter")}
+    return SftJob(**{**values, **changes})
+
+
+def grpo_job(base: Path, folder: Path, start: Path, **changes) -> GrpoJob:
+    """A GRPO job on top of the adapter in ``start``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    grpo = {"prompts": 8, "max_steps": 3, "generations": 4, "prompts_per_step": 2, "max_new_tokens": 12,
+            "learning_rate": 1e-3, "save_every": 1}
+    return GrpoJob(**{
+        "model": Model(base=str(base), max_length=192), "prompt": Prompt(template=SOLVER_TEMPLATE), "hardware": CPU,
+        "lora": Lora(rank=8, alpha=16, dropout=0.1), "grpo": Grpo(**{**grpo, **changes}), "tracking": None, "title": "test",
+        "cache": str(folder / "cache"), "rows": str(write_rows(folder / "prompts.parquet", "solver", 8)),
+        "start_adapter": str(start), "checkpoints": str(folder / "checkpoints"), "output": str(folder / "adapter")})
+
+
+def score_job(base: Path, folder: Path, task: str = "verifier", adapter: Path | None = None, n: int = 40, **changes) -> ScoreJob:
+    """A scoring job on ``n`` rows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    template = VERIFIER_TEMPLATE if task == "verifier" else SOLVER_TEMPLATE
+    return ScoreJob(**{
+        "task": task, "model": Model(base=str(base), max_length=192), "prompt": Prompt(template=template), "hardware": CPU,
+        "evaluation": Evaluation(batch_size=16, max_new_tokens=12), "cache": str(folder / "cache"),
+        "adapter": str(adapter) if adapter else None, "rows": str(write_rows(folder / "scored.parquet", task, n, seed=9)),
+        "limit": None, "words_rows": 10, "output": str(folder / "scores.parquet"), **changes})

@@ -1,0 +1,114 @@
+"""The border between the planes: real engine processes that are asked, killed and orphaned."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from mathtune.engine_client import EngineClient
+from mathtune.errors import EngineError, ModelError
+from mathtune.jobs import InspectJob, MeasureJob
+from mathtune.recipe import Labels, Model, Prompt
+from tests.conftest import VERIFIER_TEMPLATE
+from tests.jobs_fixtures import CPU, score_job, sft_job
+
+pytestmark = pytest.mark.slow
+
+
+def inspect_job(base, folder, **labels):
+    return InspectJob(task="verifier", model=Model(base=str(base)), hardware=CPU, cache=str(folder / "cache"),
+                      prompt=Prompt(template=VERIFIER_TEMPLATE, labels=Labels(**labels)))
+
+
+@pytest.fixture
+def events():
+    return []
+
+
+@pytest.fixture
+def engine(tmp_path, events):
+    with EngineClient(tmp_path / "engine.log", events.append, restarts=1) as client:
+        yield client
+
+
+def test_one_engine_takes_many_jobs_and_keeps_the_users_mistakes_apart(engine, events, tiny_base, tmp_path):
+    facts = engine.run(inspect_job(tiny_base, tmp_path))
+    assert facts["device"] == "cpu" and facts["dtype"] == "float32" and len(facts["base"]) == 64
+    with pytest.raises(ModelError, match="begin with the same token") as caught:
+        engine.run(inspect_job(tiny_base, tmp_path, true=" 1", false=" 1 1"))
+    assert caught.value.where == "prompt.labels" and caught.value.exit_status == 2
+    job = score_job(tiny_base, tmp_path)
+    assert engine.run(job)["rows"] == 40
+    tokens = engine.run(MeasureJob(task="verifier", model=job.model, prompt=job.prompt, cache=job.cache, rows=job.rows, sample=30))
+    assert tokens["rows"] == 30 and 20 < tokens["mean"] <= tokens["p95"] <= tokens["longest"] < 192
+    assert [event["event"] for event in events].count("ready") == 1
+    assert sum(event.get("text", "").startswith("loading") for event in events) == 1
+
+
+def test_a_killed_engine_is_replaced_and_the_chunk_ends_with_the_same_bytes(engine, events, tiny_base, tmp_path):
+    whole = engine.run(sft_job(tiny_base, tmp_path / "whole"))
+
+    def kill_once(event):
+        events.append(event)
+        if event["event"] == "step" and event["step"] == 4 and not any(one["event"] == "resumed" for one in events):
+            os.kill(engine._process.pid, signal.SIGKILL)
+
+    engine.on_event = kill_once
+    result = engine.run(sft_job(tiny_base, tmp_path / "killed"))
+    assert result["adapter_digest"] == whole["adapter_digest"]
+    assert any("signal SIGKILL" in event.get("text", "") for event in events)
+    assert [event["step"] for event in events if event["event"] == "resumed"] in ([2], [4])
+
+
+def test_an_engine_that_dies_every_time_is_given_up_with_its_log_named(engine, events, tiny_base, tmp_path):
+    def kill_always(event):
+        events.append(event)
+        if event["event"] == "phase" and event["text"].startswith("loading"):
+            os.kill(engine._process.pid, signal.SIGKILL)
+
+    engine.on_event = kill_always
+    with pytest.raises(EngineError, match="died 2 times in one job") as caught:
+        engine.run(score_job(tiny_base, tmp_path))
+    assert caught.value.where == str(tmp_path / "engine.log")
+
+
+def test_nothing_is_left_behind_when_the_control_plane_is_killed(tiny_base, tmp_path):
+    job = sft_job(tiny_base, tmp_path, n=96).model_dump_json()
+    code = ("import sys; from pathlib import Path\n"
+            "from mathtune.engine_client import EngineClient; from mathtune.jobs import JOB\n"
+            f"client = EngineClient(Path({str(tmp_path / 'engine.log')!r}), lambda event: print(event, flush=True))\n"
+            f"client.run(JOB.validate_json({job!r}))\n")
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    pid = None
+    for line in parent.stdout:
+        event = eval(line)
+        pid = event.get("pid", pid)
+        if event["event"] == "step":
+            break
+    parent.kill()
+    parent.wait()
+    for _ in range(100):
+        if not Path(f"/proc/{pid}").exists():
+            return
+        time.sleep(0.1)
+    pytest.fail(f"the engine {pid} outlived its parent by 10 s")
+
+
+def test_a_job_can_be_run_by_hand(tiny_base, tmp_path):
+    (tmp_path / "job.json").write_text(score_job(tiny_base, tmp_path).model_dump_json())
+    done = subprocess.run([sys.executable, "-m", "mathtune.engine", "--job", str(tmp_path / "job.json")],
+                          capture_output=True, text=True)
+    assert done.returncode == 0
+    assert json.loads(done.stdout.splitlines()[-1])["result"]["rows"] == 40
+    assert pq.read_metadata(tmp_path / "scores.parquet").num_rows == 40
+    (tmp_path / "job.json").write_text(inspect_job(tmp_path / "nowhere", tmp_path).model_dump_json())
+    failed = subprocess.run([sys.executable, "-m", "mathtune.engine", "--job", str(tmp_path / "job.json")],
+                            capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    assert failed.returncode == 1
+    assert json.loads(failed.stdout.splitlines()[-1])["error"]["type"] == "ModelError"
