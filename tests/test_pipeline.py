@@ -1,0 +1,170 @@
+"""The flows on a tiny base, through Prefect: everything once, everything served the second time, chains that hold."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from flows.parts import evaluate_chain, submit_link, train_range
+from flows.pipeline import pipeline
+from mathtune.errors import ChainError, RangeError
+from mathtune.run_record import RunRecord
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
+
+
+def stages(recipe, execution):
+    """``{title: state}`` of the finished stages of an execution."""
+    lines = (Path(recipe.storage.runs) / recipe.name / "executions" / execution / "events.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    return {event["title"]: event["state"] for event in events if event["event"] == "stage" and event["state"] != "started"}
+
+
+@pytest.fixture
+def recipe(make_recipe):
+    """Trained so gently that the untrained base's own variety of answers stays: submit refuses a single class."""
+    values = make_recipe()
+    return values.model_copy(update={"sft": values.sft.model_copy(update={"learning_rate": 1e-4})})
+
+
+def test_a_verifier_from_source_to_report_and_again_from_what_is_there(recipe):
+    result = pipeline(recipe, execution="first")
+    first = stages(recipe, "first")
+    assert list(first) == ["check-base", "download", "balance", "split", "evaluate base", "train-chunk[0:96)",
+                           "evaluate sft[0:96)", "train-chunk[96:192)", "evaluate sft[96:192)", "submit", "report"]
+    assert set(first.values()) == {"done"}
+    folder = Path(recipe.storage.runs) / "small"
+    for name in ("recipe.yaml", "manifest.json", "metrics.json", "predictions.parquet", "errors.jsonl", "submission.csv",
+                 "submission.json", "report.html", "ranges/0-96/metrics.json", "ranges/96-192/submission.csv"):
+        assert (folder / name).is_file(), name
+    before = {name: (folder / name).read_bytes() for name in ("submission.csv", "predictions.parquet", "report.html")}
+
+    pipeline(recipe, execution="second")
+    assert set(stages(recipe, "second").values()) - {"done"} == {"cached"}
+    assert [title for title, state in stages(recipe, "second").items() if state == "done"] == ["check-base"]
+    assert before == {name: (folder / name).read_bytes() for name in before}
+
+    record = RunRecord.model_validate_json((folder / "metrics.json").read_text())
+    assert [link.served for link in record.links] == [True, True]
+    assert record.links[1].metrics.rows == 60 and record.base.rows == 60
+    assert record.links[0].metrics.words.rows == 20
+    assert result["record"]["links"][1]["adapter_digest"] == record.links[1].adapter_digest
+
+    csv = pd.read_csv(folder / "submission.csv")
+    assert list(csv.columns) == ["ID", "is_correct"] and csv["ID"].tolist() == list(range(60))
+    side = json.loads((folder / "submission.json").read_text())
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert side["adapter_digest"] == manifest["links"][1]["adapter"] == record.links[1].adapter_digest
+    predictions = pq.read_table(folder / "predictions.parquet")
+    assert predictions["prediction"].to_pylist() == csv["is_correct"].tolist()
+
+
+def test_what_changes_decides_what_is_computed_again(recipe):
+    pipeline(recipe, execution="first")
+    hardware = recipe.hardware.model_copy(update={"micro_batch": 8})
+    pipeline(recipe.model_copy(update={"hardware": hardware}), execution="hardware")
+    assert stages(recipe, "hardware")["train-chunk[96:192)"] == "cached"
+
+    evaluation = recipe.evaluation.model_copy(update={"words_rows": 5})
+    pipeline(recipe.model_copy(update={"evaluation": evaluation}), execution="words")
+    seen = stages(recipe, "words")
+    assert (seen["split"], seen["train-chunk[0:96)"], seen["evaluate base"]) == ("cached", "cached", "done")
+
+    sft = recipe.sft.model_copy(update={"learning_rate": 1e-3})
+    with pytest.raises(ChainError, match="trained with another recipe: sft.learning_rate") as caught:
+        pipeline(recipe.model_copy(update={"sft": sft}), execution="sft")
+    assert "chain=NEW" in caught.value.remedy
+
+    validation = recipe.validation.model_copy(update={"seed": 1})
+    with pytest.raises(ChainError, match="pins: pool, validation"):
+        pipeline(recipe.model_copy(update={"validation": validation}), execution="validation")
+    lora = recipe.lora.model_copy(update={"rank": 4})
+    with pytest.raises(ChainError, match="pins: lora"):
+        pipeline(recipe.model_copy(update={"lora": lora}), execution="lora")
+
+
+def test_ranges_are_trained_one_after_the_other(recipe):
+    with pytest.raises(ChainError, match="has no link yet"):
+        submit_link(recipe, execution="none")
+    train_range(recipe, start=0, end=64, execution="one")
+    train_range(recipe, next_rows=32, execution="two")
+    assert stages(recipe, "two")["train-chunk[64:96)"] == "done"
+    assert stages(recipe, "two")["evaluate sft[0:64)"] == "cached"
+    with pytest.raises(RangeError, match=r"\[80:112\) overlaps \[64:96\)") as caught:
+        train_range(recipe, start=80, end=112, execution="three")
+    assert "--start 96 --end 128" in caught.value.remedy
+    with pytest.raises(RangeError, match=r"skips rows \[96:100\)"):
+        train_range(recipe, start=100, end=120, execution="four")
+    with pytest.raises(RangeError, match="beyond the pool"):
+        train_range(recipe, start=96, end=100_000, execution="five")
+    train_range(recipe, start=100, end=132, allow_gap=True, execution="six")
+    result = evaluate_chain(recipe, execution="seven")
+    assert [(link["start"], link["end"]) for link in result["record"]["links"]] == [(0, 64), (64, 96), (100, 132)]
+    submit_link(recipe, link=2, execution="eight")
+    side = json.loads((Path(recipe.storage.runs) / "small" / "submission.json").read_text())
+    assert side["link"] == 2 and side["range"] == "[64:96)"
+
+
+def test_replayed_rows_come_from_earlier_ranges(recipe):
+    chunks = recipe.chunks.model_copy(update={"replay": 0.5})
+    record = pipeline(recipe.model_copy(update={"chunks": chunks}), execution="replay")["record"]
+    assert [link["facts"]["examples"] for link in record["links"]] == [96, 96 + 48]
+
+
+def test_a_solver_by_sft_and_grpo(make_recipe):
+    recipe = make_recipe("solver", chunks={"size": 96, "end": 96}, evaluation={"max_new_tokens": 16, "batch_size": 60},
+                         grpo={"prompts": 8, "max_steps": 2, "generations": 2, "prompts_per_step": 2,
+                               "max_new_tokens": 12, "learning_rate": 1e-4, "alpha": 8})
+    record = pipeline(recipe, execution="first")["record"]
+    assert [link["kind"] for link in record["links"]] == ["sft", "grpo"]
+    assert record["links"][1]["training"]["steps"][0]["reward"] is not None
+    folder = Path(recipe.storage.runs) / "small"
+    assert (folder / "predictions.parquet").is_file() and not (folder / "submission.csv").exists()
+    assert {"completion", "given", "finished", "ID"} <= set(pq.read_schema(folder / "predictions.parquet").names)
+    pipeline(recipe, execution="second")
+    assert stages(recipe, "second")["grpo"] == "cached"
+    with pytest.raises(ChainError, match="ends in a GRPO link"):
+        train_range(recipe, next_rows=16, execution="third")
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(recipe_values, tmp_path):
+    """SIGKILL of control plane and engine in the middle of a chunk, then the same command."""
+    import yaml
+
+    def values(name):
+        made = recipe_values(name=name)
+        made["sft"] |= {"learning_rate": 1e-4, "epochs": 6}
+        made["storage"] = {"root": str(tmp_path / name), "runs": str(tmp_path / "runs")}
+        return made
+
+    code = "import sys, flows.pipeline; from mathtune.recipe_file import load_recipe\n" \
+           "flows.pipeline.pipeline(load_recipe(sys.argv[1]), execution=sys.argv[2])\n" \
+           "assert 'torch' not in sys.modules, 'the control plane loaded torch'\n"
+
+    def start(name, execution):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(values(name)))
+        return subprocess.Popen([sys.executable, "-c", code, str(tmp_path / f"{name}.yaml"), execution], env=_environment())
+
+    assert start("whole", "only").wait() == 0
+    killed = start("killed", "first")
+    events = tmp_path / "runs" / "killed" / "executions" / "first" / "events.jsonl"
+    while not (events.is_file() and '"step": 9,' in events.read_text()):
+        assert killed.poll() is None
+    killed.kill()
+    killed.wait()
+    assert start("killed", "second").wait() == 0
+    text = (events.parents[1] / "second" / "events.jsonl").read_text()
+    assert '"event": "resumed"' in text
+    for name in ("submission.csv", "predictions.parquet"):
+        assert (tmp_path / "runs" / "killed" / name).read_bytes() == (tmp_path / "runs" / "whole" / name).read_bytes()
+
+
+def _environment():
+    from prefect.settings import PREFECT_API_URL
+
+    return {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value()}
