@@ -108,7 +108,7 @@ def main() -> None:
     except MathtuneError as error:
         if debug:
             raise
-        errors.print(Text.assemble(("✗ ", "red"), (f"{type(error).__name__} ", "bold"), str(error)))
+        errors.print(Text.assemble(("✗ ", "red"), (f"{type(error).__name__} ", "bold"), str(error)), soft_wrap=True)
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
         errors.print("stopped; the same command goes on from here")
@@ -116,7 +116,7 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        errors.print(Text.assemble(("✗ ", "red"), f"{type(error).__name__}: {error}\n→ --debug shows where"))
+        errors.print(Text.assemble(("✗ ", "red"), f"{type(error).__name__}: {error}\n→ --debug shows where"), soft_wrap=True)
         sys.exit(1)
 
 

@@ -97,13 +97,15 @@ def measure(work: Workspace, parts: Artifact) -> dict[str, Any]:
 
 
 def base_line(base: dict[str, Any]) -> str:
-    return f"base      {base['parameters'] / 1e6:,.1f} M parameters, {base['dtype']} on {base['device']} ({base['dtype_reason']})"
+    size = f"{base['parameters'] / 1e6:,.1f} M parameters"
+    return f"base      {size}, {base['dtype']} on {base['device']} ({base['dtype_reason']})"
 
 
 def memory_line(base: dict[str, Any], model: Model) -> str:
     """Memory of the weights; activations depend on the batch and are not guessed."""
     width = NF4_BYTES if model.quantization == "nf4" else DTYPE_BYTES[base["dtype"]]
-    weights = base["linear_parameters"] * width + (base["parameters"] - base["linear_parameters"]) * DTYPE_BYTES[base["dtype"]]
+    others = base["parameters"] - base["linear_parameters"]
+    weights = base["linear_parameters"] * width + others * DTYPE_BYTES[base["dtype"]]
     return f"memory    weights {weights / 2**30:.2f} GiB ({model.quantization}); activations come on top"
 
 

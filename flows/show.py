@@ -84,7 +84,8 @@ def _accuracy(metrics: dict[str, Any]) -> tuple[str, str, str]:
 def _comparison(versus: dict[str, Any] | None) -> str:
     if versus is None:
         return ""
-    return f"{versus['difference']['value'] * 100:+.1f} points, p {'< 0.001' if versus['p'] < 0.001 else format(versus['p'], '.3f')}"
+    p = "< 0.001" if versus["p"] < 0.001 else f"{versus['p']:.3f}"
+    return f"{versus['difference']['value'] * 100:+.1f} points, p {p}"
 
 
 for _name, _value in QUIET_PREFECT.items():

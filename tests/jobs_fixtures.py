@@ -46,7 +46,8 @@ def grpo_job(base: Path, folder: Path, start: Path, **changes) -> GrpoJob:
         "start_adapter": str(start), "checkpoints": str(folder / "checkpoints"), "output": str(folder / "adapter")})
 
 
-def score_job(base: Path, folder: Path, task: str = "verifier", adapter: Path | None = None, n: int = 40, **changes) -> ScoreJob:
+def score_job(base: Path, folder: Path, task: str = "verifier", adapter: Path | None = None, n: int = 40,
+              **changes) -> ScoreJob:
     """A scoring job on ``n`` rows."""
     folder.mkdir(parents=True, exist_ok=True)
     template = VERIFIER_TEMPLATE if task == "verifier" else SOLVER_TEMPLATE

@@ -131,7 +131,8 @@ def test_a_borrowed_base_comes_back_as_it_was(base):
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
 
 
-@pytest.mark.parametrize(("missing", "message"), [("tokenizer.json", "has no tokenizer"), ("model.safetensors", "no \\*.safetensors")])
+@pytest.mark.parametrize(("missing", "message"), [
+    ("tokenizer.json", "has no tokenizer"), ("model.safetensors", "no \\*.safetensors")])
 def test_an_incomplete_model_folder_is_refused(tiny_base, tmp_path, missing, message):
     import shutil
 

@@ -45,7 +45,8 @@ def test_one_engine_takes_many_jobs_and_keeps_the_users_mistakes_apart(engine, e
     assert caught.value.where == "prompt.labels" and caught.value.exit_status == 2
     job = score_job(tiny_base, tmp_path)
     assert engine.run(job)["rows"] == 40
-    tokens = engine.run(MeasureJob(task="verifier", model=job.model, prompt=job.prompt, cache=job.cache, rows=job.rows, sample=30))
+    tokens = engine.run(
+        MeasureJob(task="verifier", model=job.model, prompt=job.prompt, cache=job.cache, rows=job.rows, sample=30))
     assert tokens["rows"] == 30 and 20 < tokens["mean"] <= tokens["p95"] <= tokens["longest"] < 192
     assert [event["event"] for event in events].count("ready") == 1
     assert sum(event.get("text", "").startswith("loading") for event in events) == 1

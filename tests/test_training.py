@@ -117,8 +117,9 @@ def test_a_chunk_goes_on_from_the_link_before(undisturbed, tiny_base, tmp_path):
 
 def test_the_step_is_the_recipes_whatever_the_card_holds(undisturbed, tiny_base, tmp_path):
     _, whole, _ = undisturbed
-    job = sft_job(tiny_base, tmp_path, sft=_two_epochs(max_steps=2),
-                  hardware=CPU.model_copy(update={"micro_batch": 5}), lora=undisturbed[0].lora.model_copy(update={"dropout": 0.0}))
+    plain = undisturbed[0].lora.model_copy(update={"dropout": 0.0})
+    job = sft_job(tiny_base, tmp_path, sft=_two_epochs(max_steps=2), lora=plain,
+                  hardware=CPU.model_copy(update={"micro_batch": 5}))
     small = train_chunk(job, fresh(job), Events())
     big_job = sft_job(tiny_base, tmp_path / "big", sft=_two_epochs(max_steps=2),
                       hardware=CPU.model_copy(update={"micro_batch": 16}), lora=job.lora)

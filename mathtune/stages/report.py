@@ -46,9 +46,11 @@ def make_record(work: Workspace, links: list[Link], served: set[str], scores: di
             versus_parent=compare(correct[link.parent], correct[link.key]) if both else None,
             adapter=str(work.chain.adapter(link)), seconds=link.result["seconds"]))
     last = next((link.key for link in reversed(links) if link.key in correct), None)
+    builtin = work.recipe.model.base.startswith("builtin:")
     return RunRecord(
         name=work.recipe.name, chain=work.chain.name, task=work.recipe.task, created=datetime.now(UTC),
-        base_model=base["folder"] if work.recipe.model.base.startswith("builtin:") else work.recipe.model.base, base=metrics_of(work, scores[""], parts) if "" in scores else None,
+        base_model=base["folder"] if builtin else work.recipe.model.base,
+        base=metrics_of(work, scores[""], parts) if "" in scores else None,
         links=records, versus_base=compare(correct[""], correct[last]) if last and "" in correct else None,
         data={name: artifact.facts for name, artifact in data.items()}, submission=submission,
         versions={"mathtune": __version__, "python": platform.python_version(), **base["versions"]},
