@@ -57,7 +57,7 @@ class Display:
         seconds = f"{event['seconds']:6.1f} s" if "seconds" in event else " " * 8
         how = " [cyan](served)[/]" if event["state"] == "cached" else ""
         text = event["text"].splitlines()[0] if event["text"] else ""
-        self._progress.console.print(f" {MARKS[event['state']]} {_escape(event['title']):<28} {seconds}  {_escape(text)}{how}")
+        self._progress.console.print(f" {MARKS[event['state']]} {_escape(event['title']):<28} {seconds}  {_escape(text)}{how}", soft_wrap=True)
         self._progress.update(self._line, description="", figures="")
 
     def _work(self, event: Event) -> None:
@@ -65,7 +65,7 @@ class Display:
         if kind == "phase":
             self._progress.update(self._line, description=f"{_escape(self._title)}: {_escape(event['text'])}")
             if "died" in event["text"] or "set aside" in event["text"]:
-                self._progress.console.print(f"   [yellow]! {_escape(event['text'])}[/]")
+                self._progress.console.print(f"   [yellow]! {_escape(event['text'])}[/]", soft_wrap=True)
         elif kind == "resumed":
             self._progress.console.print(f"   [yellow]goes on from step {event['step']}[/]")
         elif kind == "step":

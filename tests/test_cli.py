@@ -14,7 +14,6 @@ from flows import cli
 from mathtune.demo.problems import rows
 
 
-
 @pytest.fixture
 def command(monkeypatch, capsys):
     """Runs ``mathtune …`` in this process: ``(exit status, standard output, standard error)``."""
@@ -138,7 +137,8 @@ def no_file(folder):
 @pytest.mark.slow
 @pytest.mark.usefixtures("prefect_server")
 @pytest.mark.parametrize(("make", "message"), [
-    (missing_column, "solution"), (odd_label, "source.label_values"), (one_class, "labelled false"), (too_few, "100 rows asked for"),
+    (missing_column, "solution"), (odd_label, "source.label_values"), (one_class, "labelled false"),
+    (too_few, "100 rows asked for"),
     (empty_file, "rows.jsonl"), (half_a_parquet, "rows.parquet"), (unclosed_quote, "rows.csv"), (no_file, "nowhere.parquet"),
 ], ids=lambda value: getattr(value, "__name__", ""))
 def test_bad_data(command, write_recipe, tmp_path, make, message):
