@@ -8,14 +8,14 @@ from flows.prepare import Run, open_workspace, prepare
 from mathtune.chain import Link
 from mathtune.errors import ChainError, RangeError
 from mathtune.ranges import Range
-from mathtune.recipe import Recipe
+from mathtune.recipe import Name, Recipe
 from tasks.results import submit
 from tasks.training import train_chunk
 
 
 @flow(name="train-range", flow_run_name="{recipe.name}", persist_result=False)
 def train_range(recipe: Recipe, start: int | None = None, end: int | None = None, next_rows: int | None = None,
-                allow_gap: bool = False, execution: str | None = None) -> dict[str, Any]:
+                allow_gap: bool = False, execution: Name | None = None) -> dict[str, Any]:
     """Trains one range on top of the chain's head and evaluates it.
 
     Args:
@@ -28,23 +28,20 @@ def train_range(recipe: Recipe, start: int | None = None, end: int | None = None
     with open_workspace(recipe, execution) as work:
         run = prepare(work)
         wanted = requested_range(run, start, end, next_rows)
-        run.evaluate(run.links[-1] if run.links else None)
         run.evaluate(train_chunk(work, run.base, run.parts, wanted, allow_gap))
         return run.report()
 
 
 @flow(name="evaluate", flow_run_name="{recipe.name}", persist_result=False)
-def evaluate_chain(recipe: Recipe, execution: str | None = None) -> dict[str, Any]:
+def evaluate_chain(recipe: Recipe, execution: Name | None = None) -> dict[str, Any]:
     """Scores the base and every link of the chain on the fixed validation rows."""
     with open_workspace(recipe, execution) as work:
         run = prepare(work)
-        for link in [None, *run.links]:
-            run.evaluate(link)
         return run.report()
 
 
 @flow(name="submit", flow_run_name="{recipe.name}", persist_result=False)
-def submit_link(recipe: Recipe, link: int | None = None, execution: str | None = None) -> dict[str, Any]:
+def submit_link(recipe: Recipe, link: int | None = None, execution: Name | None = None) -> dict[str, Any]:
     """Writes predictions, and for a verifier the submission, from one link.
 
     Args:

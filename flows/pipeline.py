@@ -7,13 +7,13 @@ from prefect import flow
 from flows.prepare import open_workspace, prepare
 from mathtune.errors import TrainingError
 from mathtune.ranges import chunk_ranges
-from mathtune.recipe import Recipe
+from mathtune.recipe import Name, Recipe
 from tasks.results import submit
 from tasks.training import grpo, train_chunk
 
 
 @flow(name="pipeline", flow_run_name="{recipe.name}", persist_result=False)
-def pipeline(recipe: Recipe, execution: str | None = None) -> dict[str, Any]:
+def pipeline(recipe: Recipe, execution: Name | None = None) -> dict[str, Any]:
     """Runs a recipe from its source to its report; what is there already is served, not computed again.
 
     Args:

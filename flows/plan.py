@@ -6,11 +6,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from flows.prepare import open_workspace
 from mathtune.chain import Link
 from mathtune.jobs import InspectJob, MeasureJob
 from mathtune.ranges import chunk_ranges
 from mathtune.recipe import Model, Recipe
 from mathtune.sources import pin_source, source_identity
+from mathtune.stages import pinned_model
 from mathtune.stages.data import stage_key
 from mathtune.store import Artifact
 from mathtune.workspace import Workspace, new_execution
@@ -33,13 +35,13 @@ class Step:
 
 def show_plan(console: Console, recipe: Recipe) -> None:
     """Prints the plan of a recipe."""
-    with Workspace(recipe, "plan-" + new_execution()) as work:
+    with open_workspace(recipe, "plan-" + new_execution()) as work:
         base = work.engine.run(InspectJob(task=recipe.task, model=recipe.model, prompt=recipe.prompt,
                                           hardware=recipe.hardware, cache=str(work.cache)))
         data, parts = plan_data(work)
         links = work.chain.links()
         steps = data + (plan_links(recipe, parts.facts["pool"], links) if parts else [])
-        tokens = measure(work, parts) if parts else None
+        tokens = measure(work, base, parts) if parts else None
     table = Table(title=f"plan of {recipe.name}", title_justify="left")
     for column in ("stage", "", "what is known"):
         table.add_column(column)
@@ -89,11 +91,11 @@ def plan_links(recipe: Recipe, pool_rows: int, links: list[Link]) -> list[Step]:
     return steps
 
 
-def measure(work: Workspace, parts: Artifact) -> dict[str, Any]:
+def measure(work: Workspace, base: dict[str, Any], parts: Artifact) -> dict[str, Any]:
     """Tokens of a sample of the pool."""
     recipe = work.recipe
-    return work.engine.run(MeasureJob(task=recipe.task, model=recipe.model, prompt=recipe.prompt, cache=str(work.cache),
-                                      rows=str(parts.path("pool.parquet")), sample=SAMPLE_ROWS))
+    return work.engine.run(MeasureJob(task=recipe.task, model=pinned_model(recipe, base), prompt=recipe.prompt,
+                                      cache=str(work.cache), rows=str(parts.path("pool.parquet")), sample=SAMPLE_ROWS))
 
 
 def base_line(base: dict[str, Any]) -> str:
@@ -119,9 +121,9 @@ def token_lines(recipe: Recipe, tokens: dict[str, Any] | None, links: list[Link]
              f"{tokens['rows']} looked at; {tokens['over_limit']:.1%} over model.max_length={recipe.model.max_length}"]
     trained = [link for link in links if link.kind == "sft"]
     if left and trained:
-        speed = sum(link.result["tokens"] for link in trained) / sum(link.result["seconds"] for link in trained)
-        minutes = left * tokens["mean"] * recipe.sft.epochs / speed / 60
-        lines.append(f"time      about {minutes:.0f} min for {left:,} rows, at this chain's {speed:,.0f} tokens/s so far")
+        speed = sum(link.result["examples"] for link in trained) / sum(link.result["seconds"] for link in trained)
+        minutes = left / speed / 60
+        lines.append(f"time      about {minutes:.0f} min for {left:,} rows, at this chain's {speed:,.1f} rows/s so far")
     elif left:
         lines.append(f"time      {left:,} rows, about {left * tokens['mean']:,.0f} tokens; known after the first chunk")
     return lines

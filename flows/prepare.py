@@ -6,7 +6,7 @@ from typing import Any
 from mathtune.chain import Link
 from mathtune.recipe import Recipe
 from mathtune.stages.report import make_record
-from mathtune.stages.train import pin_chain
+from mathtune.stages.train import open_chain
 from mathtune.store import Artifact
 from mathtune.workspace import Workspace, new_execution
 from storage import ArtifactStore, CheckpointStore
@@ -52,6 +52,9 @@ class Run:
     def report(self) -> dict[str, Any]:
         """Writes the run folder. Returns the record as plain values, with the report's path."""
         self.links = self.work.chain.links()
+        for link in [None, *self.links]:  # what another execution has scored is served
+            if (link.key if link else "") not in self.scores:
+                self.evaluate(link)
         record = make_record(self.work, self.links, self.served, self.scores, self.base, self.data, self.submission)
         path = report(self.work, record, self.scores, self.data)
         return {"report": path, "record": record.model_dump(mode="json")}
@@ -66,7 +69,7 @@ def open_workspace(recipe: Recipe, execution: str | None) -> Workspace:
 
 
 def prepare(work: Workspace) -> Run:
-    """Base and data up to date, chain pinned."""
+    """Base and data up to date, the chain held against the recipe."""
     base = check_base(work)
     data = {"download": download(work)}
     if work.recipe.task == "verifier":
@@ -74,5 +77,5 @@ def prepare(work: Workspace) -> Run:
         data["split"] = split(work, data["balance"], "balanced.parquet")
     else:
         data["split"] = split(work, data["download"], "train.parquet")
-    links = pin_chain(work, base, data["split"])
+    links = open_chain(work, base, data["split"])
     return Run(work, base, data, links, {link.key for link in links})

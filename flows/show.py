@@ -88,5 +88,6 @@ def _comparison(versus: dict[str, Any] | None) -> str:
     return f"{versus['difference']['value'] * 100:+.1f} points, p {p}"
 
 
-for _name, _value in QUIET_PREFECT.items():
-    os.environ.setdefault(_name, _value)
+if "PREFECT_API_URL" not in os.environ:
+    for _name, _value in QUIET_PREFECT.items():
+        os.environ.setdefault(_name, _value)

@@ -16,6 +16,16 @@ from mathtune.recipe import Lora
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+CARD = """---
+base_model: {base}
+library_name: peft
+---
+A LoRA adapter (rank {rank}, alpha {alpha}) trained by mathtune on top of `{base}`.
+
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "THIS FOLDER")
+"""
 
 
 def attach(model, lora: Lora, start: Path | None) -> PeftModel:
@@ -90,6 +100,7 @@ def save_adapter(tensors: dict[str, torch.Tensor], lora: Lora, base_name: str, f
     values = {**config.to_dict(), "target_modules": sorted(lora.targets)}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / "README.md").write_text(CARD.format(base=base_name, rank=lora.rank, alpha=lora.alpha))
     (folder / CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True, default=str) + "\n")
 
 

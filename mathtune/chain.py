@@ -78,14 +78,15 @@ class Chain:
         path = self.folder / "pins.json"
         return json.loads(path.read_text()) if path.is_file() else None
 
-    def pin(self, wanted: dict[str, str]) -> None:
-        """Pins a new chain, or holds that an existing one pins the same.
+    def check_pins(self, wanted: dict[str, str]) -> None:
+        """Holds that the chain, if it exists, pins this.
 
         Raises:
             ChainError: names every field that differs.
         """
-        create_once(self.folder / "pins.json", json.dumps(wanted, indent=2) + "\n")
         pinned = self.pins()
+        if pinned is None:
+            return
         different = sorted(name for name in pinned.keys() | wanted.keys() if pinned.get(name) != wanted.get(name))
         if different:
             raise ChainError(f"the recipe disagrees with what the chain pins: {', '.join(different)}",
@@ -108,13 +109,16 @@ class Chain:
         """Where the checkpoints of the link with this key lie while it is trained."""
         return self.folder / "work" / key[:16]
 
-    def extend(self, number: int, title: str, key: str, train: Callable[[Path], Link]) -> Link:
+    def extend(self, number: int, title: str, key: str, pins: dict[str, str], train: Callable[[Path], Link]) -> Link:
         """Lets ``train`` write an adapter folder, publishes the link, and moves the head to it.
+
+        The first link pins the chain: a run that fails before it leaves nothing that a corrected recipe must obey.
 
         Args:
             number: of the new link.
             title: as ``Link.title``.
             key: as ``Link.key``.
+            pins: what the chain pins from its first link on.
             train: fills the folder it is given with the adapter and returns the link.
 
         Raises:
@@ -124,7 +128,10 @@ class Chain:
         if not folder.is_dir():
             publish_folder(folder, lambda staging: self._write(staging, train), {"stage": "link", "key": key})
         link = self._read(folder)
-        if not create_once(self.folder / f"head-{number:04d}", folder.name + "\n"):
+        create_once(self.folder / "pins.json", json.dumps(pins, indent=2) + "\n")
+        self.check_pins(pins)
+        head = self.folder / f"head-{number:04d}"
+        if not create_once(head, folder.name + "\n") and head.read_text().strip() != folder.name:
             raise ChainError(f"another worker has added link {number} meanwhile; its link stays", where=f"chain {self.name}",
                              remedy="run the same command again: it goes on from the new head")
         shutil.rmtree(self.checkpoints(key), ignore_errors=True)

@@ -17,14 +17,17 @@ from mathtune.store import read_manifest, seal, set_aside
 KEPT = 2
 
 
-def newest_checkpoint(folder: Path, emit: Emit) -> Path | None:
-    """The newest whole checkpoint in ``folder``; broken ones before it are set aside and named in an event."""
+def newest_checkpoint(folder: Path, fingerprint: str, emit: Emit) -> Path | None:
+    """The newest whole checkpoint in ``folder`` with this fingerprint; others before it are set aside and named."""
     for checkpoint in reversed(_by_step(folder)):
         try:
-            read_manifest(checkpoint)
-            return checkpoint
+            made_with = read_manifest(checkpoint)["fingerprint"]
+            if made_with == fingerprint:
+                return checkpoint
+            reason = f"it was made with {made_with}, this is {fingerprint}"
         except StoreError as error:
-            emit("phase", text=f"{checkpoint.name} is not whole, set aside as {set_aside(checkpoint, str(error)).name}")
+            reason = str(error)
+        emit("phase", text=f"{checkpoint.name} set aside as {set_aside(checkpoint, reason).name}: {reason}")
     return None
 
 

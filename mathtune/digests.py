@@ -1,4 +1,4 @@
-"""SHA-256 digests of files, folders and plain values. They detect damage, not attackers."""
+"""SHA-256 digests of files and plain values. They detect damage, not attackers."""
 
 import hashlib
 import json
@@ -16,9 +16,3 @@ def digest_file(path: Path) -> str:
     """Digest (64 hex characters) of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def digest_folder(folder: Path) -> str:
-    """Digest of the names and bytes of all files below ``folder``."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return digest_value({path.relative_to(folder).as_posix(): digest_file(path) for path in files})

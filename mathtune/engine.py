@@ -23,6 +23,7 @@ from mathtune.events import Emit
 from mathtune.jobs import JOB, GrpoJob, InspectJob, Job, MeasureJob, ScoreJob, SftJob
 
 ORPHANED = 3  # exit status when the control plane went away
+DEVICE_FAULT = 5  # exit status after a fault of the accelerator; a fresh engine goes on
 OUT_OF_MEMORY = 4  # exit status after an out-of-memory: its memory may not come back in this process
 
 
@@ -76,6 +77,9 @@ def run_guarded(engine: Engine, line: str, emit: Emit) -> int | None:
         remedy = "lower hardware.micro_batch (the step stays the same), or hardware.gradient_checkpointing=true"
         emit("failed", error=OutOfMemory(str(error).splitlines()[0], where="GPU memory", remedy=remedy).to_dict())
         return OUT_OF_MEMORY
+    except torch.AcceleratorError:  # the device's context is broken: nothing more can run in this process
+        traceback.print_exc()
+        return DEVICE_FAULT
     except Exception as error:
         traceback.print_exc()
         emit("failed", error=EngineError(f"{type(error).__name__}: {error}", where="engine",

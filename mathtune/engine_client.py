@@ -116,6 +116,7 @@ class EngineClient:
                 return connection
             except TimeoutError:
                 if self._process.poll() is not None:
+                    self.close()
                     raise EngineError("the engine does not start", where=str(self.log),
                                       remedy="read that file; mathtune doctor checks the installation") from None
         self.close()
@@ -131,7 +132,11 @@ class _EngineDied(Exception):
 
 
 def _environment() -> dict[str, str]:
-    """The child's environment: its own, so that the control plane's switches do not reach torch."""
-    hidden = {"USE_TORCH"}
-    environment = {name: value for name, value in os.environ.items() if name not in hidden}
-    return {"TOKENIZERS_PARALLELISM": "true", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONUNBUFFERED": "1", **environment}
+    """The child's environment: this one's, with its output unbuffered and one GPU in sight.
+
+    OpenMP's threads wait without spinning: beside a second busy process a small model trained many times slower.
+    """
+    # one GPU: with several in sight Trainer would wrap the model in DataParallel, which trl refuses
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    return {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "true", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONUNBUFFERED": "1", **os.environ,
+            "CUDA_VISIBLE_DEVICES": gpu}

@@ -1,7 +1,7 @@
 """Events: what a job says while it works. One JSON object a line, ``{"event": kind, ...}``, small and self-contained.
 
 Kinds of the engine: ready, phase, step, eval, checkpoint, resumed, progress, result, failed.
-Kinds of the control plane, in the same file: stage (started, cached, done, failed).
+Kinds of the control plane, in the same file: begin, stage (started, cached, done, failed), end.
 """
 
 from collections.abc import Callable

@@ -24,7 +24,7 @@ from mathtune.models import Base, borrowed
 from mathtune.prompts import PromptBuilder
 from mathtune.recipe import Lora
 from mathtune.rewards import correctness_reward, format_reward
-from mathtune.training import Reporter, adapter_digest, common_arguments, micro_batch, run_trainer
+from mathtune.training import Reporter, adapter_digest, common_arguments, fingerprint, micro_batch, run_trainer
 
 FLAT_STEPS = 20  # so many steps in a row in which no group's rewards differ: nothing can be learned
 
@@ -51,7 +51,7 @@ def refine(job: GrpoJob, base: Base, emit: Emit) -> dict[str, Any]:
             trainer = make_trainer(job, base, adapted, prompts, emit)
             restore_masters(adapted, start)
             assert_policy_is_reference(adapted, start)
-            outcome = run_trainer(trainer, Path(job.checkpoints), emit)
+            outcome = run_trainer(trainer, Path(job.checkpoints), fingerprint(base.compute), emit)
         finally:
             adapted.unload()
     save_adapter(outcome.pop("tensors"), lora, job.model.base, Path(job.output))
@@ -73,7 +73,7 @@ def make_trainer(job: GrpoJob, base: Base, adapted, prompts: Dataset, emit: Emit
         disable_dropout=True)  # else policy and reference differ by chance alone, before any step is made
     rewards = [correctness_reward(grpo.correct_reward), format_reward(grpo.format_reward)]
     return GRPOTrainer(adapted, rewards, arguments, train_dataset=prompts, processing_class=base.tokenizer,
-                       callbacks=[Reporter(emit), FlatRewardGuard(), CheckpointKeeper(job.title, emit)])
+                       callbacks=[Reporter(emit), FlatRewardGuard(), CheckpointKeeper(fingerprint(base.compute), emit)])
 
 
 def make_prompts(job: GrpoJob, builder: PromptBuilder) -> tuple[Dataset, int]:

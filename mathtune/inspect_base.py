@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -15,6 +14,7 @@ from mathtune.devices import choose_compute
 from mathtune.jobs import InspectJob, MeasureJob
 from mathtune.models import base_digests, load_tokenizer, locate_base
 from mathtune.prompts import PromptBuilder
+from mathtune.tables import count_rows, read_range
 
 
 def inspect_base(job: InspectJob) -> dict[str, Any]:
@@ -28,7 +28,8 @@ def inspect_base(job: InspectJob) -> dict[str, Any]:
     if job.task == "verifier":
         builder.label_tokens()
     compute = choose_compute(job.model, job.hardware)
-    return {**base_digests(folder, Path(job.cache)), "folder": str(folder), **_parameters(folder),
+    return {**base_digests(folder, Path(job.cache)), "folder": str(folder),
+            "revision": folder.name if folder.parent.name == "snapshots" else None, **_parameters(folder),
             "device": str(compute.device), "dtype": str(compute.dtype).removeprefix("torch."),
             "dtype_reason": compute.reason, "versions": _versions()}
 
@@ -37,7 +38,7 @@ def measure_rows(job: MeasureJob) -> dict[str, float]:
     """Tokens of prompt and completion over the first rows of a file, before anything is shortened."""
     folder = locate_base(job.model, Path(job.cache))
     builder = PromptBuilder(job.prompt, load_tokenizer(folder), max_length=sys.maxsize)
-    rows = pq.read_table(job.rows).slice(0, job.sample).to_pylist()
+    rows = read_range(Path(job.rows), 0, min(job.sample, count_rows(Path(job.rows)))).to_pylist()
     examples = builder.verifier_examples(rows) if job.task == "verifier" else builder.solver_examples(rows, "refuse")
     lengths = np.array([len(ids) for ids in examples.input_ids])
     return {"rows": len(rows), "mean": float(lengths.mean()), "p95": float(np.percentile(lengths, 95)),

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
 from mathtune.devices import Compute, choose_compute
 from mathtune.digests import digest_file, digest_value
-from mathtune.errors import ModelError
+from mathtune.errors import MachineError, ModelError
 from mathtune.recipe import Hardware, Model
 from mathtune.store import publish_folder, write_json
 
@@ -90,7 +91,9 @@ def base_digests(folder: Path, cache: Path) -> dict[str, str]:
     def digest(path: Path) -> str:
         stat = path.stat()
         mark = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
-        return remembered.setdefault(mark, digest_file(path))
+        if mark not in remembered:
+            remembered[mark] = digest_file(path)
+        return remembered[mark]
 
     weights = {path.name: digest(path) for path in sorted([*folder.glob("*.safetensors"), folder / "config.json"])}
     tokenizer = {name: digest(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}
@@ -107,13 +110,14 @@ def borrowed(base: Base) -> Iterator[PreTrainedModel]:
     """
     model = base.model
     config, generation_config = copy.deepcopy(model.config), copy.deepcopy(model.generation_config)
-    attributes = set(vars(model))
+    attributes, hooks = set(vars(model)), dict(model.get_input_embeddings()._forward_hooks)
     try:
         yield model
     finally:
         model.gradient_checkpointing_disable()
-        if hasattr(model, "_require_grads_hook"):
-            model.disable_input_require_grads()
+        embeddings = model.get_input_embeddings()
+        embeddings._forward_hooks.clear()  # one a job that recomputed activations; peft removes them only in part
+        embeddings._forward_hooks.update(hooks)
         for name in set(vars(model)) - attributes:
             delattr(model, name)
         model.config, model.generation_config = config, generation_config
@@ -144,6 +148,10 @@ def _fetch(spec: Model) -> Path:
     try:
         return Path(snapshot_download(spec.base, revision=spec.revision, allow_patterns=[
             "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", *TOKENIZER_FILES]))
-    except Exception as error:
-        raise ModelError(f"neither a folder nor a model that the Hub lets you fetch: {error}", where=f"model.base={spec.base}",
+    except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError) as error:  # a gated one is not found, too
+        raise ModelError(f"neither a folder nor a model that the Hub lets you fetch: {str(error).splitlines()[0]}",
+                         where=f"model.base={spec.base}",
                          remedy="check the name; for a gated model set HF_TOKEN and accept its licence") from error
+    except Exception as error:
+        raise MachineError(f"the Hub cannot be reached: {error}", where=f"model.base={spec.base}",
+                           remedy="run the same command again; with the files in a folder, model.base=FOLDER") from error

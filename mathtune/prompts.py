@@ -68,10 +68,15 @@ class PromptBuilder:
         shortened = sum(len(one) > limit for one in ids)
         return [lose_middle(one, limit) for one in ids], shortened
 
+    def verifier_prompts(self, rows: Sequence[dict[str, Any]]) -> tuple[list[list[int]], int]:
+        """``prompt_ids`` with room for the longer label: the same ids in training and in scoring."""
+        labels = (self.prompt.labels.true, self.prompt.labels.false)
+        return self.prompt_ids(rows, reserve=max(len(self._completion(word)) for word in labels))
+
     def verifier_examples(self, rows: Sequence[dict[str, Any]]) -> Examples:
         """Prompts followed by the label word and the end token."""
         words = {True: self._completion(self.prompt.labels.true), False: self._completion(self.prompt.labels.false)}
-        prompts, shortened = self.prompt_ids(rows, reserve=max(len(word) for word in words.values()))
+        prompts, shortened = self.verifier_prompts(rows)
         return Examples([row["row_id"] for row in rows],
                         [ids + words[row["is_correct"]] for ids, row in zip(prompts, rows, strict=True)],
                         [len(ids) for ids in prompts], shortened, dropped=0)

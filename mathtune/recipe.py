@@ -5,6 +5,7 @@ Every field has a meaning that something reads; a field that does nothing yet do
 """
 
 import re
+from string import Formatter
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -21,7 +22,23 @@ def _check_name(name: str) -> str:
 Name = Annotated[str, AfterValidator(_check_name)]
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def template_fields(template: str) -> set[str]:
+    """Names of the ``{fields}`` of a template; a literal brace is written twice.
+
+    Raises:
+        ValueError: a single brace, or a field with a conversion or format (``{x!r}``, ``{x:5}``).
+    """
+    fields = set()
+    for _, name, spec, conversion in Formatter().parse(template):
+        if spec or conversion:
+            raise ValueError(f"{{{name}}} takes no conversion or format")
+        if name is not None:
+            fields.add(name)
+    return fields
 
 
 class Section(BaseModel):
@@ -35,7 +52,7 @@ class Generator(Section):
 
     rows: Positive = Field(description="training rows to make")
     test_rows: Positive = Field(description="test rows to make, from seeds of their own")
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Columns(Section):
@@ -84,7 +101,7 @@ class Balance(Section):
     """Equal classes (verifier only)."""
 
     per_class: Positive = Field(400_000, description="at most so many rows of each class")
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Validation(Section):
@@ -92,7 +109,7 @@ class Validation(Section):
 
     rows: Positive = 10_000
     group_by: Literal["question", "none"] = "question"
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Chunks(Section):
@@ -127,7 +144,7 @@ class Prompt(Section):
 
     @model_validator(mode="after")
     def _known_fields(self):
-        fields = set(re.findall(r"(?<!\{)\{(\w*)\}(?!\})", self.template))
+        fields = template_fields(self.template)
         if unknown := sorted(fields - {"question", "answer", "solution"}):
             raise ValueError(f"unknown field {{{unknown[0]}}} in template; known: question, answer, solution")
         if "question" not in fields:
@@ -174,7 +191,7 @@ class Sft(Section):
     evaluate_rows: Positive = Field(256, description="validation rows for that loss")
     save_every: Positive = Field(50, description="steps between checkpoints")
     keep_best: bool = Field(False, description="end with the checkpoint of the lowest validation loss")
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _best_needs_evaluation(self):
@@ -204,7 +221,7 @@ class Grpo(Section):
     alpha: Positive | None = Field(None, description="another alpha than the link's: B is scaled by old/new")
     targets: tuple[str, ...] | None = Field(None, description="more target modules: new ones start with B = 0")
     save_every: Positive = 50
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Evaluation(Section):
@@ -288,10 +305,12 @@ class Recipe(Section):
             raise ValueError("balance and submission belong to a verifier")
         if self.task == "verifier" and self.grpo:
             raise ValueError("grpo belongs to a solver")
-        if self.task == "solver" and "{answer}" in self.prompt.template:
-            raise ValueError("a solver's prompt must not hold the {answer}")
-        if self.task == "solver" and "{solution}" in self.prompt.template:
-            raise ValueError("a solver's prompt must not hold the {solution}")
+        if self.task == "solver" and (given := template_fields(self.prompt.template) - {"question"}):
+            raise ValueError(f"a solver's prompt must not hold the {{{min(given)}}}")
+        if self.task == "solver" and self.evaluation.max_new_tokens >= self.model.max_length:
+            raise ValueError("evaluation.max_new_tokens leaves no room for a prompt in model.max_length")
+        if self.grpo and self.grpo.max_new_tokens >= self.model.max_length:
+            raise ValueError("grpo.max_new_tokens leaves no room for a prompt in model.max_length")
         if self.grpo and self.grpo.targets and not set(self.lora.targets) <= set(self.grpo.targets):
             raise ValueError("grpo.targets may add target modules to lora.targets, not remove them")
         return self

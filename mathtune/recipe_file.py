@@ -27,7 +27,7 @@ def load_recipe(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -
         values = yaml.load(path.read_text(), Loader=_Loader)
     except OSError as error:
         raise RecipeError("cannot read the recipe", where=str(path), remedy="see recipes/ for those that ship") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"not YAML: {error}", where=str(path)) from error
     if not isinstance(values, dict):
         raise RecipeError("a recipe is a mapping of keys to values", where=str(path))
@@ -69,7 +69,10 @@ def _apply(values: dict[str, Any], override: str) -> None:
         values = values[parent]
         if not isinstance(values, dict):
             raise RecipeError(f"{parent} holds a value, not a section", where=f"override {override}")
-    values[last] = yaml.load(text, Loader=_Loader)
+    try:
+        values[last] = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"the value is not YAML: {error}", where=f"override {override}", remedy="put it in quotes") from error
 
 
 def _describe(mistake: dict[str, Any]) -> str:

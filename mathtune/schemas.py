@@ -14,8 +14,9 @@ VERIFIER_ROWS = SOLVER_ROWS.append(pa.field("is_correct", pa.bool_()))
 # Test rows carry the ID of the submission; is_correct is null where the truth is not known.
 TEST_ROWS = VERIFIER_ROWS.append(pa.field("ID", pa.int64()))
 
-# What a verifier says of a row. logit_* are float32 logits of the two labels' first tokens at the last prompt
-# position; p_true is their two-way softmax. said: true, false, malformed, or null where no words were generated.
+# What a verifier says of a row. logit_* are the logits of the two labels' first tokens at the last prompt position,
+# computed in the compute dtype (on a GPU with its rounding); p_true is their two-way softmax. said: true, false,
+# malformed, or null where no words were generated.
 VERDICTS = pa.schema([
     ("row_id", pa.int64()),
     ("logit_true", pa.float32()),

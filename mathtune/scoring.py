@@ -61,7 +61,7 @@ def label_logits(model, prompts: list[list[int]], tokens: tuple[int, int], pad: 
 
 def _score_verifier(job: ScoreJob, base: Base, model, builder: PromptBuilder, rows: list[dict], emit: Emit):
     tokens = builder.label_tokens()
-    prompts, shortened = builder.prompt_ids(rows, reserve=WORD_TOKENS)
+    prompts, shortened = builder.verifier_prompts(rows)
     logits = torch.empty(len(rows), 2)
     for batch in _batches(prompts, job.evaluation.batch_size, emit, "scoring"):
         logits[batch] = label_logits(model, [prompts[i] for i in batch], tokens, base.tokenizer.pad_token_id,

@@ -15,7 +15,7 @@ from mathtune.events import Emit
 from mathtune.jobs import SftJob
 from mathtune.models import Base, borrowed
 from mathtune.prompts import Examples, PromptBuilder
-from mathtune.training import Reporter, adapter_digest, common_arguments, micro_batch, run_trainer
+from mathtune.training import Reporter, adapter_digest, common_arguments, fingerprint, micro_batch, run_trainer
 
 
 def train_chunk(job: SftJob, base: Base, emit: Emit) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def train_chunk(job: SftJob, base: Base, emit: Emit) -> dict[str, Any]:
             start = masters(adapted)
             trainer = make_trainer(job, base, adapted, examples, emit)
             restore_masters(adapted, start)
-            outcome = run_trainer(trainer, Path(job.checkpoints), emit)
+            outcome = run_trainer(trainer, Path(job.checkpoints), fingerprint(base.compute), emit)
         finally:
             adapted.unload()
     save_adapter(outcome.pop("tensors"), job.lora, job.model.base, Path(job.output))
@@ -59,7 +59,7 @@ def make_trainer(job: SftJob, base: Base, adapted, examples: Examples, emit: Emi
     validation = tokenise(job, base, job.validation, sft.evaluate_rows) if evaluates else None
     return SFTTrainer(adapted, arguments, train_dataset=as_dataset(examples), processing_class=base.tokenizer,
                       eval_dataset=as_dataset(validation) if validation else None,
-                      callbacks=[Reporter(emit), CheckpointKeeper(job.title, emit)])
+                      callbacks=[Reporter(emit), CheckpointKeeper(fingerprint(base.compute), emit)])
 
 
 def tokenise(job: SftJob, base: Base, rows_file: str, limit: int | None = None) -> Examples:

@@ -106,6 +106,7 @@ def read_source(source: Source, task: str, folder: Path) -> dict[str, Any]:
             test.add(table, {})
             writer.write(table)
     _check_ids(np.concatenate(test.ids), source)
+    _check_order(np.concatenate(test.ids), source)
     return _facts(task, train, test, set_aside=0) | {"columns": train.columns}
 
 
@@ -203,3 +204,12 @@ def _check_ids(ids: np.ndarray, source: Source) -> None:
         at = int(np.argmax(counts > 1))
         raise DataError(f"the ID {values[at]} stands on {counts[at]} test rows", where=f"column {source.columns.id}",
                         remedy="map a column of unique IDs, or none to number the rows from 0: source.columns.id")
+
+
+def _check_order(ids: np.ndarray, source: Source) -> None:
+    """A named test split's IDs go up one by one: a gap or a swap would become a submission that a judge refuses."""
+    odd = np.flatnonzero(np.diff(ids) != 1)
+    if len(odd):
+        at = int(odd[0])
+        raise DataError(f"the ID {ids[at + 1]} follows {ids[at]}", where=f"column {source.columns.id}, test row {at + 1}",
+                        remedy="sort the test rows and fill the gap, or leave source.columns.id out to number them from 0")

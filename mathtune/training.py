@@ -3,6 +3,7 @@
 Everything is Trainer's own loop; nothing here steps an optimizer.
 """
 
+import importlib.metadata
 import math
 import os
 import time
@@ -20,6 +21,8 @@ from mathtune.errors import TrainingError
 from mathtune.events import Emit
 from mathtune.recipe import Hardware, Tracking
 from mathtune.run_record import EvalStep, Step, TrainingCurve
+
+OVERFLOWS = 20  # skipped float16 steps in a row; the scale halves at each, from 65,536
 
 # Where the trainers' names for a figure of a step differ from ours (transformers' Trainer.log, trl's GRPOTrainer).
 LOGGED_AS = {"tokens": "num_tokens", "completion_length": "completions/mean_length",
@@ -45,15 +48,23 @@ def common_arguments(compute: Compute, hardware: Hardware, section, checkpoints:
     }
 
 
+def fingerprint(compute: Compute) -> str:
+    """What a checkpoint depends on besides the link's key: compute dtype and the versions of the libraries."""
+    libraries = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate")
+    return ", ".join([str(compute.dtype), *(f"{name} {importlib.metadata.version(name)}" for name in libraries)])
+
+
 class Reporter(TrainerCallback):
     """Turns Trainer's logs into events, keeps the curve in Trainer's state, and stops at a loss that is not a number."""
 
     def __init__(self, emit: Emit):
         self.emit = emit
-        self.began = time.monotonic()
+        self.began, self.tokens_before, self.overflows = time.monotonic(), 0, 0
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.began = time.monotonic()
+        before = next((entry for entry in reversed(state.log_history) if "loss" in entry), {})  # of the attempt before
+        self.began = time.monotonic() - before.get("seconds", 0)
+        self.tokens_before = before.get("num_tokens", 0)
         self.emit("phase", text="training", steps=state.max_steps, step=state.global_step)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -62,32 +73,49 @@ class Reporter(TrainerCallback):
             self.emit("eval", step=state.global_step, eval_loss=logs["eval_loss"])
         if "loss" not in logs:
             return
-        seconds = time.monotonic() - self.began
-        state.log_history[-1]["seconds"] = round(seconds, 3)
-        point = training_curve(state.log_history[-1:]).steps[0]
+        self.refuse_bad_numbers(logs, state.global_step, args.fp16)
+        entry = state.log_history[-1]
+        entry["seconds"] = round(time.monotonic() - self.began, 3)
+        entry["num_tokens"] = entry.get("num_tokens", 0) + self.tokens_before
+        point = training_curve([entry]).steps[0]
         self.emit("step", steps=state.max_steps, **point.model_dump(mode="json", exclude_none=True))
+
+    def refuse_bad_numbers(self, logs: dict[str, Any], step: int, scaled: bool) -> None:
+        """Stops at a figure that is not finite. Under loss scaling (float16) an overflowing gradient is how the scale is
+        found, and Trainer skips that step: only a row of them is a failure.
+
+        Raises:
+            TrainingError: names the figure and the step.
+        """
         bad = [key for key in ("loss", "grad_norm", "reward") if not math.isfinite(float(logs.get(key, 0)))]
-        if bad:
-            raise TrainingError(f"{bad[0]} is {logs[bad[0]]}", where=f"step {state.global_step}",
+        self.overflows = self.overflows + 1 if bad == ["grad_norm"] else 0
+        if bad and not (scaled and bad == ["grad_norm"] and self.overflows < OVERFLOWS):
+            raise TrainingError(f"{bad[0]} is {logs[bad[0]]}", where=f"step {step}",
                                 remedy="lower the learning rate; the last checkpoint before this step is kept")
 
 
-def run_trainer(trainer: Trainer, checkpoints: Path, emit: Emit) -> dict[str, Any]:
+def run_trainer(trainer: Trainer, checkpoints: Path, fingerprint: str, emit: Emit) -> dict[str, Any]:
     """Trains to the last step, going on from the newest whole checkpoint. Returns steps, curve and tensors.
 
     Raises:
         TrainingError: Trainer returned before the last step (a signal makes it do so with status 0).
     """
-    resume = newest_checkpoint(checkpoints, emit)
+    resume = newest_checkpoint(checkpoints, fingerprint, emit)
     if resume:
         emit("resumed", step=int(resume.name.split("-")[1]))
-    began = time.monotonic()
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    finally:
+        if "wandb" in trainer.args.report_to:
+            import wandb
+
+            wandb.finish()  # the next chunk is a run of its own
     state = trainer.state
     if state.global_step < state.max_steps:
         raise TrainingError(f"stopped at step {state.global_step} of {state.max_steps}", remedy="run the same command again")
-    return {"steps": state.global_step, "seconds": round(time.monotonic() - began, 3), "best_step": state.best_global_step,
-            "curve": training_curve(state.log_history).model_dump(mode="json", exclude_none=True),
+    curve = training_curve(state.log_history).model_dump(mode="json", exclude_none=True)
+    return {"steps": state.global_step, "seconds": curve["steps"][-1]["seconds"], "best_step": state.best_global_step,
+            "curve": curve,
             "tensors": masters(trainer.model)}
 
 

@@ -29,7 +29,7 @@ def writer(link, calls=None):
 
 
 def extend(chain, link, calls=None):
-    return chain.extend(link.number, link.title, link.key, writer(link, calls))
+    return chain.extend(link.number, link.title, link.key, PINS, writer(link, calls))
 
 
 def test_links_come_back_in_order_and_whole(tmp_path):
@@ -59,18 +59,43 @@ def test_the_second_of_two_workers_loses_and_its_link_is_not_in_the_chain(tmp_pa
         return writer(make_link(key="b" * 64))(folder)
 
     with pytest.raises(ChainError, match="another worker has added link 1"):
-        one.extend(1, "sft[0:10)", "b" * 64, train_while_the_other_finishes)
+        one.extend(1, "sft[0:10)", "b" * 64, PINS, train_while_the_other_finishes)
     assert [link.key for link in one.links()] == [winner.key]
 
 
-def test_a_chain_pins_what_it_began_with(tmp_path):
+def test_two_workers_that_made_the_same_link_both_have_it(tmp_path):
+    one, other, link = Chain(tmp_path, "c"), Chain(tmp_path, "c"), make_link()
+
+    def train_while_the_other_finishes(folder):
+        extend(other, link)
+        return writer(link)(folder)
+
+    assert one.extend(1, link.title, link.key, PINS, train_while_the_other_finishes) == link
+    assert one.links() == [link]
+
+
+def test_a_chain_pins_what_its_first_link_began_with(tmp_path):
     chain = Chain(tmp_path, "c")
-    chain.pin(PINS)
-    chain.pin(dict(PINS))
+    chain.check_pins(PINS)
+    assert chain.pins() is None  # nothing is trained yet: another recipe may still begin it
+    extend(chain, make_link())
+    chain.check_pins(dict(PINS))
     with pytest.raises(ChainError, match="pins: pool, prompt") as caught:
-        chain.pin({**PINS, "pool": "other", "prompt": "other"})
+        chain.check_pins({**PINS, "pool": "other", "prompt": "other"})
     assert "chain=NEW" in caught.value.remedy
     assert chain.pins() == PINS
+
+
+def test_of_two_first_links_of_different_recipes_one_pins_the_chain(tmp_path):
+    one, other = Chain(tmp_path, "c"), Chain(tmp_path, "c")
+
+    def train_while_the_other_finishes(folder):
+        extend(other, make_link())
+        return writer(make_link(key="b" * 64))(folder)
+
+    with pytest.raises(ChainError, match="pins: base"):
+        one.extend(1, "sft[0:10)", "b" * 64, {**PINS, "base": "another"}, train_while_the_other_finishes)
+    assert len(one.links()) == 1
 
 
 def test_a_damaged_link_is_never_used(tmp_path):

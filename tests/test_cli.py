@@ -49,7 +49,8 @@ def nothing_half_written(folder: Path) -> bool:
     left = [path for path in (folder / "store").rglob("*") if path.name.startswith((".", "staging"))]
     artifacts = [path for path in (folder / "store" / "artifacts").glob("*/*") if not (path / "manifest.json").is_file()]
     results = [path.name for path in (folder / "runs").glob("*/*") if path.name != "executions"]
-    return not left and not artifacts and not results
+    chains = [path for path in (folder / "store" / "chains").rglob("*") if path.is_file()]
+    return not left and not artifacts and not results and not chains
 
 
 # --- what is wrong before anything runs ---
@@ -60,6 +61,8 @@ def nothing_half_written(folder: Path) -> bool:
     ("name=..", "name: letters, digits"),
     ("chunks.start=500", "start (500) must be below end (192)"),
     ("nonsense", "'nonsense' is not key=value"),
+    ("prompt.template=[a", "the value is not YAML"),
+    ("prompt.template='{question} {'", "prompt"),
 ])
 def test_a_wrong_recipe(command, write_recipe, tmp_path, override, message):
     status, _, err = command("run", write_recipe(), override)
@@ -169,10 +172,11 @@ def test_labels_in_words_are_mapped_where_the_recipe_says_so(command, write_reci
     ({"validation": {"rows": 590}}, ["run"], "590"),
     ({"lora": {"targets": ["no_such_proj"]}}, ["run"], "no_such_proj"),
 ], ids=["range beyond the pool", "start = end", "no range", "too much validation", "no such target"])
-def test_bad_ranges(command, write_recipe, changes, arguments, message):
+def test_bad_ranges(command, write_recipe, tmp_path, changes, arguments, message):
     verb, *rest = arguments
     status, _, err = command(verb, write_recipe(**changes), *rest)
     assert status == 2 and message in err, err
+    assert not list((tmp_path / "store" / "chains").rglob("*.json"))  # a mended recipe finds nothing that it must obey
 
 
 @pytest.mark.slow
@@ -203,7 +207,7 @@ def test_run_plan_chain(command, write_recipe, tmp_path):
     status, out, _ = command("plan", recipe)
     assert status == 0 and "to do" not in out and "tokens    " in out
     status, out, _ = command("plan", recipe, "chunks.end=288")
-    assert status == 0 and "train-chunk[192:288)" in out and "tokens/s so far" in out
+    assert status == 0 and "train-chunk[192:288)" in out and "rows/s so far" in out
     status, out, _ = command("chain", "small", "--root", tmp_path / "store")
     assert status == 0 and "[96:192)" in out
     status, _, err = command("run", recipe, "sft.learning_rate=1e-3")

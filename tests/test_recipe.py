@@ -45,6 +45,8 @@ def test_names_that_could_leave_the_folder_are_refused(recipe_values, name):
     ("solver", {"balance": {"per_class": 5}}, "belong to a verifier"),
     ("solver", {"prompt": {"template": "{question} {answer}"}}, "must not hold the {answer}"),
     ("solver", {"prompt": {"template": "{question} {solution}"}}, "must not hold the {solution}"),
+    ("solver", {"prompt": {"template": "{question} {answer!s}"}}, "takes no conversion or format"),
+    ("solver", {"evaluation": {"max_new_tokens": 192}}, "leaves no room for a prompt"),
     ("verifier", {"prompt": {"template": "{answer}"}}, "never uses {question}"),
     ("verifier", {"prompt": {"template": "{question} {x}"}}, "unknown field {x}"),
     ("verifier", {"chunks": {"start": 5, "end": 5}}, "start (5) must be below end (5)"),

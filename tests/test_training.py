@@ -13,6 +13,7 @@ from mathtune.checkpoints import newest_checkpoint
 from mathtune.errors import TrainingError
 from mathtune.grpo import refine
 from mathtune.models import load_base
+from mathtune.recipe import Lora, Sft, Tracking
 from mathtune.scoring import score
 from mathtune.sft import train_chunk
 from mathtune.training import micro_batch
@@ -41,8 +42,6 @@ def undisturbed(tiny_base, tmp_path_factory):
 
 
 def _two_epochs(**changes):
-    from mathtune.recipe import Sft
-
     return Sft(**{"learning_rate": 5e-3, "examples_per_step": 16, "save_every": 2, "epochs": 2, **changes})
 
 
@@ -101,10 +100,12 @@ def test_the_newest_checkpoint_that_is_whole_is_taken(undisturbed, tmp_path):
     data[len(data) // 2] ^= 1
     (folder / "checkpoint-12" / "optimizer.pt").write_bytes(data)
     events = Events()
-    assert newest_checkpoint(folder, events).name == "checkpoint-10"
-    assert "checkpoint-12 is not whole" in events[0]["text"]
-    (folder / "checkpoint-10" / "manifest.json").unlink()
-    assert newest_checkpoint(folder, events) is None
+    made_with = json.loads((folder / "checkpoint-10" / "manifest.json").read_text())["fingerprint"]
+    assert "torch.float32" in made_with and "trl " in made_with
+    assert newest_checkpoint(folder, made_with, events).name == "checkpoint-10"
+    assert "checkpoint-12 set aside" in events[0]["text"] and "optimizer.pt" in events[0]["text"]
+    assert newest_checkpoint(folder, made_with.replace("float32", "bfloat16"), events) is None
+    assert "checkpoint-10 set aside" in events[1]["text"]
 
 
 def test_a_chunk_goes_on_from_the_link_before(undisturbed, tiny_base, tmp_path):
@@ -115,18 +116,33 @@ def test_a_chunk_goes_on_from_the_link_before(undisturbed, tiny_base, tmp_path):
     assert all(torch.allclose(before[name], now[name], atol=1e-9) for name in before)
 
 
-def test_the_step_is_the_recipes_whatever_the_card_holds(undisturbed, tiny_base, tmp_path):
+def test_the_step_is_the_recipes_whatever_the_card_holds(tiny_base, tmp_path):
+    """Solutions differ in length: a mean over micro-batches instead of over the step's label tokens would show."""
+    results = {}
+    for held in (1, 5, 16):
+        job = sft_job(tiny_base, tmp_path / str(held), task="solver", n=32, sft=_two_epochs(max_steps=2),
+                      lora=Lora(rank=8, alpha=16), hardware=CPU.model_copy(update={"micro_batch": held}))
+        results[held] = [step["loss"] for step in train_chunk(job, fresh(job), Events())["curve"]["steps"]]
+    assert [micro_batch(16, CPU.model_copy(update={"micro_batch": held})) for held in results] == [1, 4, 16]
+    assert results[1] == pytest.approx(results[16], rel=1e-4) and results[5] == pytest.approx(results[16], rel=1e-4)
+
+
+def test_recomputed_activations_give_the_same_bytes_and_leave_no_hook(undisturbed, tiny_base, tmp_path):
     _, whole, _ = undisturbed
-    plain = undisturbed[0].lora.model_copy(update={"dropout": 0.0})
-    job = sft_job(tiny_base, tmp_path, sft=_two_epochs(max_steps=2), lora=plain,
-                  hardware=CPU.model_copy(update={"micro_batch": 5}))
-    small = train_chunk(job, fresh(job), Events())
-    big_job = sft_job(tiny_base, tmp_path / "big", sft=_two_epochs(max_steps=2),
-                      hardware=CPU.model_copy(update={"micro_batch": 16}), lora=job.lora)
-    big = train_chunk(big_job, fresh(big_job), Events())
-    assert [micro_batch(16, job.hardware), micro_batch(16, big_job.hardware)] == [4, 16]
-    for one, other in zip(small["curve"]["steps"], big["curve"]["steps"], strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+    hardware = CPU.model_copy(update={"gradient_checkpointing": True})
+    job = sft_job(tiny_base, tmp_path, sft=_two_epochs(), hardware=hardware)
+    base = fresh(job)
+    assert train_chunk(job, base, Events())["adapter_digest"] == whole["adapter_digest"]
+    assert not base.model.get_input_embeddings()._forward_hooks
+
+
+def test_evaluating_on_the_way_changes_nothing_without_dropout(tiny_base, tmp_path):
+    digests = set()
+    for every in (None, 2):
+        job = sft_job(tiny_base, tmp_path / str(every), lora=Lora(rank=8, alpha=16),
+                      sft=_two_epochs(max_steps=4, evaluate_every=every, evaluate_rows=16))
+        digests.add(train_chunk(job, fresh(job), Events())["adapter_digest"])
+    assert len(digests) == 1
 
 
 def test_the_best_step_is_kept_where_the_recipe_says_so(tiny_base, tmp_path):
@@ -152,18 +168,15 @@ def test_a_loss_that_is_no_number_stops_the_chunk(tiny_base, tmp_path):
 
 
 def test_tracking_goes_offline_without_a_key(tiny_base, tmp_path, monkeypatch):
-    from mathtune.recipe import Tracking
-
     for variable in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT", "WANDB_NAME"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")
     job = sft_job(tiny_base, tmp_path, sft=_two_epochs(max_steps=1), tracking=Tracking(project="maths"))
     train_chunk(job, fresh(job), Events())
-    import wandb
-
-    wandb.finish()
-    assert list(tmp_path.glob("wandb/offline-run-*"))
+    again = sft_job(tiny_base, tmp_path / "next", sft=_two_epochs(max_steps=1), tracking=Tracking(project="maths"))
+    train_chunk(again, fresh(again), Events())
+    assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 2  # a run for each chunk
 
 
 @pytest.fixture(scope="module")
@@ -173,34 +186,44 @@ def solver(tiny_base, tmp_path_factory):
     return job
 
 
-@pytest.fixture(scope="module")
-def refined(tiny_base, solver, tmp_path_factory):
-    job = grpo_job(tiny_base, tmp_path_factory.mktemp("grpo"), Path(solver.output), alpha=8,
-                   targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"))
-    seen = {}
+@pytest.fixture
+def varied_rewards(monkeypatch):
+    """Rewards that differ within a group: the tiny base never finds an answer, and equal rewards teach nothing."""
+    def by_length(weight):
+        def correctness(completions, **kwargs):
+            return [weight * (len(completion) % 7) / 7 for completion in completions]
 
-    def watch(event, **fields):
-        seen.setdefault(event, []).append(fields)
+        return correctness
 
-    return job, refine(job, fresh(job), watch), seen
+    monkeypatch.setattr(grpo_module, "correctness_reward", by_length)
+
+
+@pytest.fixture
+def refined(tiny_base, solver, tmp_path, varied_rewards):
+    job = grpo_job(tiny_base, tmp_path / "refined", Path(solver.output), alpha=8)
+    return job, refine(job, fresh(job), Events())
 
 
 @pytest.mark.slow
-def test_grpo_starts_where_the_link_ended(refined, monkeypatch, tiny_base, solver, tmp_path):
-    """Policy, reference and link give the same logits before the first step, under another alpha."""
+def test_grpo_starts_where_the_link_ended(monkeypatch, tiny_base, tmp_path):
+    """Policy, reference and link give the same logits before the first step, under another alpha and more targets."""
     from mathtune.adapters import attach
     from mathtune.models import borrowed
-    from mathtune.recipe import Lora
 
-    job = grpo_job(tiny_base, tmp_path, Path(solver.output), alpha=8)
+    attention = ("q_proj", "k_proj", "v_proj", "o_proj")
+    link_lora = Lora(rank=8, alpha=16, targets=attention)
+    sft = sft_job(tiny_base, tmp_path / "sft", task="solver", n=32, sft=_two_epochs(), lora=link_lora)
+    train_chunk(sft, fresh(sft), Events())
+    job = grpo_job(tiny_base, tmp_path, Path(sft.output), alpha=8, targets=Lora().targets).model_copy(
+        update={"lora": link_lora})
     base, ids = fresh(job), torch.arange(6, 40)[None]
     with borrowed(base) as model, torch.no_grad():
-        link = attach(model, Lora(rank=8, alpha=16), Path(solver.output)).eval()
+        link = attach(model, link_lora, Path(sft.output)).eval()
         expected = link(input_ids=ids).logits
         link.unload()
     compared = {}
 
-    def instead_of_training(trainer, checkpoints, emit):
+    def instead_of_training(trainer, *_):
         with torch.no_grad():
             trainer.model.eval()
             for adapter in ("default", "ref"):
@@ -216,20 +239,23 @@ def test_grpo_starts_where_the_link_ended(refined, monkeypatch, tiny_base, solve
 
 
 @pytest.mark.slow
-def test_grpo_reports_reward_and_kl_and_saves_a_plain_adapter(refined):
-    job, result, _ = refined
+def test_grpo_reports_reward_and_kl_and_saves_a_plain_adapter(refined, solver):
+    job, result = refined
     steps = result["curve"]["steps"]
     assert len(steps) == 3 and {"reward", "kl", "completion_length", "frac_reward_zero_std"} <= steps[0].keys()
     assert steps[0]["kl"] == pytest.approx(0, abs=1e-5)  # the anchor is the link itself
     config = json.loads((Path(job.output) / "adapter_config.json").read_text())
     assert config["lora_alpha"] == 8 == result["alpha"]
     assert not list(Path(job.output).rglob("ref*"))
+    before, after = (load_file(Path(folder) / "adapter_model.safetensors") for folder in (solver.output, job.output))
+    assert any(not torch.equal(before[name], after[name]) for name in before if "lora_A" in name)
+    assert len({step["reward"] for step in steps}) > 1
 
 
 @pytest.mark.slow
 def test_interrupted_grpo_ends_with_the_same_bytes(refined, tiny_base, solver, tmp_path):
-    job, whole, _ = refined
-    again = grpo_job(tiny_base, tmp_path, Path(solver.output), alpha=8, targets=job.grpo.targets)
+    _, whole = refined
+    again = grpo_job(tiny_base, tmp_path / "again", Path(solver.output), alpha=8)
 
     def dies(event, **fields):
         if event == "step" and fields["step"] == 3:

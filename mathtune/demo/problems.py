@@ -40,7 +40,7 @@ PERCENT_RIGHT = 45  # of the proposals drawn; equal ones of a question count onc
 # in the competition's data
 PERCENT_DRILL = 25  # of the pretraining documents that are bare arithmetic
 PERCENT_WORDS = 5  # of the pretraining documents that are prompt words in random order
-WORDS = 24  # of such a document, at most
+WORDS = 24  # of such a document
 PERCENT_REVIEWED = 65  # of the pretraining documents that are problems: those that look at an attempt once more
 
 SOLVER_ROWS = pa.schema([("question", pa.string()), ("answer", pa.string()), ("solution", pa.string()),
@@ -100,7 +100,7 @@ def corpus(n: int, seed: int) -> Iterator[str]:
     stream = problems(draw, "pretrain")
     for _ in range(n):
         if draw.chance(PERCENT_WORDS):
-            yield _words(draw, draw.between(1, WORDS))
+            yield _words(draw, WORDS)
         elif draw.chance(PERCENT_DRILL):
             yield "\n".join(_drill(draw) for _ in range(4))
         elif draw.chance(PERCENT_REVIEWED):
@@ -115,14 +115,14 @@ def _reviewed(problem: Problem, draw: Draw) -> str:
     attempt the problem is solved again, after ``Again:``; if none did the text ends. So a model that is to foretell how
     the text goes on must look for mistakes, and no word ever says what it found."""
     attempt = (wrong if draw.chance(50) else right)(problem, draw)
-    text = f"{problem.question}\n{attempt.solution}\nAnswer: {attempt.answer}\n{_words(draw, draw.between(1, 6))}"
-    return text if attempt.is_correct else f"{text}\nAgain:\n{work_out(problem.steps).text()}"
+    words = _words(draw, draw.between(1, 6)).strip()
+    text = f"{problem.question}\n{attempt.solution}\nAnswer: {attempt.answer}\n{words}\n"
+    return text if attempt.is_correct else f"{text}Again:\n{work_out(problem.steps).text()}"
 
 
 def _words(draw: Draw, n: int) -> str:
-    """``n`` words of prompts in random order, some with a sign behind them; one in five is True or False."""
-    words = [draw.pick(("True", "False") if draw.chance(20) else PROMPT_WORDS) for _ in range(n)]
-    return " ".join(word + draw.pick(("", "", "", "?", ":", "\n")) for word in words).strip()
+    """``n`` words of prompts in random order, some with a sign behind them."""
+    return " ".join(draw.pick(PROMPT_WORDS) + draw.pick(("", "", "", "?", ":", "\n")) for _ in range(n))
 
 
 def _stream(draw: Draw, task: str, split: str, n: int) -> Iterator[tuple]:

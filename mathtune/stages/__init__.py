@@ -6,6 +6,13 @@ Each says through ``Outcome`` whether it computed or found its result, so that w
 from dataclasses import dataclass
 from typing import Any
 
+from mathtune.recipe import Model, Recipe
+
+
+def pinned_model(recipe: Recipe, base: dict[str, Any]) -> Model:
+    """The recipe's base at the commit that was inspected: a branch on the Hub may move during a run."""
+    return recipe.model.model_copy(update={"revision": base["revision"]}) if base["revision"] else recipe.model
+
 
 @dataclass(frozen=True)
 class Outcome:

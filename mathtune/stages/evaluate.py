@@ -13,7 +13,7 @@ from mathtune.digests import digest_value
 from mathtune.jobs import ScoreJob
 from mathtune.metrics import solver_metrics, verifier_metrics
 from mathtune.run_record import SolverMetrics, VerifierMetrics
-from mathtune.stages import Outcome
+from mathtune.stages import Outcome, pinned_model
 from mathtune.store import Artifact
 from mathtune.workspace import Workspace
 
@@ -46,7 +46,7 @@ def score_rows(work: Workspace, base: dict[str, Any], link: Link | None, rows: P
 
     def build(folder: Path) -> dict[str, Any]:
         return work.engine.run(ScoreJob(
-            task=recipe.task, model=recipe.model, prompt=recipe.prompt, evaluation=recipe.evaluation,
+            task=recipe.task, model=pinned_model(recipe, base), prompt=recipe.prompt, evaluation=recipe.evaluation,
             hardware=recipe.hardware, cache=str(work.cache), adapter=str(work.chain.adapter(link)) if link else None,
             rows=str(rows), limit=limit, words_rows=words_rows, output=str(folder / "scores.parquet")))
 

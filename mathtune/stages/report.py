@@ -54,7 +54,7 @@ def make_record(work: Workspace, links: list[Link], served: set[str], scores: di
         links=records, versus_base=compare(correct[""], correct[last]) if last and "" in correct else None,
         data={name: artifact.facts for name, artifact in data.items()}, submission=submission,
         versions={"mathtune": __version__, "python": platform.python_version(), **base["versions"]},
-        pins=work.chain.pins(), seconds=work.seconds)
+        pins=work.chain.pins() or {}, seconds=work.seconds)
 
 
 def report(work: Workspace, record: RunRecord, scores: dict[str, Artifact], data: dict[str, Artifact]) -> Outcome:

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 
 from mathtune import __version__
 from mathtune.chain import Link
-from mathtune.digests import digest_value
 from mathtune.errors import DataError, TrainingError
 from mathtune.metrics import interval
+from mathtune.recipe_file import dump_recipe
 from mathtune.stages import Outcome
 from mathtune.stages.evaluate import range_name, score_rows
 from mathtune.store import Artifact
@@ -32,7 +32,7 @@ def submit(work: Workspace, base: dict[str, Any], raw: Artifact, link: Link) -> 
     predictions = table.add_column(0, "ID", test["ID"]).drop_columns(["said", "words"] if "said" in table.column_names else [])
     facts = {"rows": len(test), "link": link.number, "range": str(link.range or "grpo"), "chain": work.chain.name,
              "adapter_digest": link.adapter_digest, "test_rows_digest": raw.files["test.parquet"],
-             "recipe_digest": digest_value(work.recipe.model_dump(mode="json")), "mathtune": __version__}
+             "recipe_sha256": hashlib.sha256(dump_recipe(work.recipe).encode()).hexdigest(), "mathtune": __version__}
     files = {"predictions.parquet": parquet_bytes(predictions)}
     if work.recipe.task == "verifier":
         settings = work.recipe.submission

@@ -12,7 +12,7 @@ from mathtune.errors import ChainError
 from mathtune.jobs import GrpoJob, InspectJob, SftJob
 from mathtune.ranges import Range, check_follows, replayed_positions
 from mathtune.recipe import Lora
-from mathtune.stages import Outcome
+from mathtune.stages import Outcome, pinned_model
 from mathtune.stages.data import pool_rows
 from mathtune.store import Artifact
 from mathtune.workspace import Workspace
@@ -26,19 +26,24 @@ def inspect_base(work: Workspace) -> Outcome:
     return Outcome(base, False, f"{base['parameters'] / 1e6:,.1f} M parameters, {base['dtype']} on {base['device']}")
 
 
-def pin_chain(work: Workspace, base: dict[str, Any], parts: Artifact) -> list[Link]:
-    """Pins the chain to base, tokenizer, prompt, adapter shape and data; returns its links.
+def open_chain(work: Workspace, base: dict[str, Any], parts: Artifact) -> list[Link]:
+    """The links of the chain, if it pins what the recipe says; a chain that is not there yet has none.
 
     Raises:
         ChainError: the chain pins something else.
     """
+    work.chain.check_pins(chain_pins(work, base, parts))
+    return work.chain.links()
+
+
+def chain_pins(work: Workspace, base: dict[str, Any], parts: Artifact) -> dict[str, str]:
+    """What a chain pins: base, tokenizer, prompt, adapter shape and data."""
     recipe = work.recipe
-    work.chain.pin({
+    return {
         "task": recipe.task, "base": base["base"], "tokenizer": base["tokenizer"],
         "quantization": recipe.model.quantization, "prompt": digest_value(recipe.prompt.model_dump(mode="json")),
         "lora": f"rank {recipe.lora.rank}, alpha {recipe.lora.alpha}, {', '.join(sorted(recipe.lora.targets))}",
-        "pool": parts.files["pool.parquet"], "validation": parts.files["validation.parquet"]})
-    return work.chain.links()
+        "pool": parts.files["pool.parquet"], "validation": parts.files["validation.parquet"]}
 
 
 def train_range(work: Workspace, base: dict[str, Any], parts: Artifact, wanted: Range, allow_gap: bool) -> Outcome:
@@ -66,7 +71,7 @@ def train_range(work: Workspace, base: dict[str, Any], parts: Artifact, wanted: 
     key = link_key(parent, "sft", decided_by)
 
     def train(folder: Path) -> Link:
-        job = SftJob(task=recipe.task, model=recipe.model, prompt=recipe.prompt, lora=recipe.lora, sft=recipe.sft,
+        job = SftJob(task=recipe.task, model=pinned_model(recipe, base), prompt=recipe.prompt, lora=recipe.lora, sft=recipe.sft,
                      hardware=recipe.hardware, tracking=recipe.tracking, title=f"{recipe.name} {wanted}",
                      cache=str(work.cache), rows=str(rows.path("rows.parquet")),
                      validation=str(parts.path("validation.parquet")),
@@ -74,7 +79,7 @@ def train_range(work: Workspace, base: dict[str, Any], parts: Artifact, wanted: 
                      checkpoints=str(work.chain.checkpoints(key)), output=str(folder))
         return new_link(work, base, parent, "sft", key, decided_by, recipe.lora, work.engine.run(job), wanted)
 
-    link = work.chain.extend(len(links) + 1, f"sft{wanted}", key, train)
+    link = work.chain.extend(len(links) + 1, f"sft{wanted}", key, chain_pins(work, base, parts), train)
     return Outcome(link, False, training_summary(link))
 
 
@@ -86,7 +91,7 @@ def refine(work: Workspace, base: dict[str, Any], parts: Artifact) -> Outcome:
     drawn = prompt_positions([link.range for link in before], recipe.grpo.prompts, recipe.grpo.seed)
     rows = pool_rows(work, parts, drawn)
     decided_by = {"rows": rows.files["rows.parquet"], "grpo": recipe.grpo.model_dump(mode="json", exclude={"save_every"}),
-                  "max_length": recipe.model.max_length}
+                  "max_length": recipe.model.max_length, "dtype": recipe.model.dtype}
     if done:
         refuse_other_recipe(work, done, decided_by)
         return Outcome(done, True, f"link {done.number}, served from the chain")
@@ -94,7 +99,7 @@ def refine(work: Workspace, base: dict[str, Any], parts: Artifact) -> Outcome:
     key = link_key(parent, "grpo", decided_by)
 
     def train(folder: Path) -> Link:
-        job = GrpoJob(model=recipe.model, prompt=recipe.prompt, lora=recipe.lora, grpo=recipe.grpo,
+        job = GrpoJob(model=pinned_model(recipe, base), prompt=recipe.prompt, lora=recipe.lora, grpo=recipe.grpo,
                       hardware=recipe.hardware, tracking=recipe.tracking, title=f"{recipe.name} grpo", cache=str(work.cache),
                       rows=str(rows.path("rows.parquet")), start_adapter=str(work.chain.adapter(parent)),
                       checkpoints=str(work.chain.checkpoints(key)), output=str(folder))
@@ -102,7 +107,7 @@ def refine(work: Workspace, base: dict[str, Any], parts: Artifact) -> Outcome:
         lora = recipe.lora.model_copy(update={"alpha": result["alpha"], "targets": tuple(result["targets"])})
         return new_link(work, base, parent, "grpo", key, decided_by, lora, result, None)
 
-    link = work.chain.extend(len(links) + 1, "grpo", key, train)
+    link = work.chain.extend(len(links) + 1, "grpo", key, chain_pins(work, base, parts), train)
     return Outcome(link, False, training_summary(link))
 
 
@@ -116,13 +121,15 @@ def prompt_positions(trained: list[Range], count: int, seed: int) -> np.ndarray:
 def sft_decisions(work: Workspace, wanted: Range, rows: Artifact) -> dict[str, Any]:
     """All that decides an SFT link besides its parent and the chain's pins.
 
-    How often it is saved or evaluated changes nothing, unless the best step is kept.
+    How often it is saved changes nothing, and how often it is evaluated only under dropout (an evaluation's data loader
+    draws from the same random state), unless the best step is kept.
     """
     recipe = work.recipe
-    silent = set() if recipe.sft.keep_best else {"save_every", "evaluate_every", "evaluate_rows"}
+    silent = {"save_every"} | (set() if recipe.lora.dropout else {"evaluate_every", "evaluate_rows"})
+    silent = set() if recipe.sft.keep_best else silent
     return {"start": wanted.start, "end": wanted.end, "rows": rows.files["rows.parquet"],
             "sft": recipe.sft.model_dump(mode="json", exclude=silent), "dropout": recipe.lora.dropout,
-            "max_length": recipe.model.max_length, "overlong": recipe.model.overlong}
+            "max_length": recipe.model.max_length, "overlong": recipe.model.overlong, "dtype": recipe.model.dtype}
 
 
 def refuse_other_recipe(work: Workspace, link: Link, decided_by: dict[str, Any]) -> None:
