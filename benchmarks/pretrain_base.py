@@ -96,11 +96,15 @@ A Llama of {facts['parameters'] / 1e6:.2f} million parameters, pretrained from n
 ## What it has read
 School problems with right worked solutions; attempts at problems, about half of them spoilt by a mistake, after
 which the problem is solved again under the line `Again:` (after a right attempt the text ends); bare arithmetic; and
-the words of prompts in random order, one in five of them True or False. So it knows arithmetic, and whether an attempt
-will be solved again. It does not know a verifier's task: no word in its text says that an attempt was right or wrong,
-and True and False stand as often behind the one as behind the other. Two families of problems
-({', '.join(HELD_OUT_FAMILIES)}) are left out altogether, and so are the questions of all training, validation and test
-rows.
+the words of prompts, True and False among them, in random order. So it knows arithmetic, and whether an attempt will be
+solved again. It does not know a verifier's task: no word in its text says that an attempt was right or wrong, and True
+and False stand as often behind the one as behind the other. Two families of problems
+({', '.join(HELD_OUT_FAMILIES)}) are left out altogether, and so are the questions of all training, validation and
+test rows.
+
+Asked for a label, it finds both equally unlikely. The little by which its odds of True to False follow the attempt is an
+accident of its embedding, small (a tenth of a nat) but regular: which of them it prefers depends on the wording of the
+prompt, and under some wordings it is "wrong", or with another seed "right", far more often than a coin.
 
 | | |
 |---|---|
