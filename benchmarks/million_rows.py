@@ -27,7 +27,8 @@ import pyarrow.parquet as pq
 
 from mathtune.balance import balance_rows
 from mathtune.digests import digest_value
-from mathtune.recipe import Balance, Source, Validation
+from mathtune.recipe import Balance, Validation
+from mathtune.recipe_source import Source
 from mathtune.sources import read_source, source_identity
 from mathtune.split import split_rows
 from mathtune.store import ArtifactStore

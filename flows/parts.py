@@ -8,7 +8,8 @@ from flows.prepare import Run, open_workspace, prepare
 from mathtune.chain import Link
 from mathtune.errors import ChainError, RangeError
 from mathtune.ranges import Range
-from mathtune.recipe import Name, Recipe
+from mathtune.recipe import Recipe
+from mathtune.recipe_source import Name
 from tasks.results import submit
 from tasks.training import train_chunk
 

@@ -7,7 +7,8 @@ from prefect import flow
 from flows.prepare import open_workspace, prepare
 from mathtune.errors import TrainingError
 from mathtune.ranges import chunk_ranges
-from mathtune.recipe import Name, Recipe
+from mathtune.recipe import Recipe
+from mathtune.recipe_source import Name
 from tasks.results import submit
 from tasks.training import grpo, train_chunk
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mathtune.errors import DataError
-from mathtune.recipe import Columns
+from mathtune.recipe_source import Columns
 from mathtune.schemas import TEST_ROWS, rows_schema
 
 _LAST_MARK = r"(?s).*####[ \t]*(?P<answer>[^\n]*[^\s])"  # GSM8K: "#### N" ends the worked solution

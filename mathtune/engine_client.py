@@ -138,5 +138,5 @@ def _environment() -> dict[str, str]:
     """
     # one GPU: with several in sight Trainer would wrap the model in DataParallel, which trl refuses
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    return {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "true", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONUNBUFFERED": "1", **os.environ,
-            "CUDA_VISIBLE_DEVICES": gpu}
+    return {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "true", "HF_HUB_DISABLE_TELEMETRY": "1",
+            "PYTHONUNBUFFERED": "1", **os.environ, "CUDA_VISIBLE_DEVICES": gpu}

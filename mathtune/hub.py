@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 from mathtune.columns import Piece
 from mathtune.errors import DataError, MachineError
-from mathtune.recipe import Source
+from mathtune.recipe_source import Source
 from mathtune.tables import ROW_GROUP
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from mathtune.recipe import Evaluation, Grpo, Hardware, Lora, Model, Prompt, Section, Sft, Tracking
+from mathtune.recipe import Evaluation, Grpo, Hardware, Lora, Model, Prompt, Sft, Tracking
+from mathtune.recipe_source import Section
 
 Task = Literal["verifier", "solver"]
 

@@ -17,7 +17,7 @@ import pyarrow.csv
 
 from mathtune.columns import Piece
 from mathtune.errors import DataError
-from mathtune.recipe import Source
+from mathtune.recipe_source import Source
 from mathtune.tables import ROW_GROUP, open_parquet
 
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")

@@ -18,7 +18,7 @@ from mathtune.digests import digest_file, digest_value
 from mathtune.errors import DataError
 from mathtune.local_files import find_files, read_file
 from mathtune.questions import scan_questions
-from mathtune.recipe import Source
+from mathtune.recipe_source import Source
 from mathtune.schemas import TEST_ROWS, rows_schema
 from mathtune.split import draw_rows
 from mathtune.tables import TableWriter, iterate_batches

@@ -5,8 +5,8 @@ import pytest
 
 from mathtune.columns import ColumnMap, Piece
 from mathtune.errors import DataError
-from mathtune.recipe import Columns
 from mathtune.recipe_file import parse_recipe
+from mathtune.recipe_source import Columns
 
 
 def mapped(columns: dict, *, task="verifier", table="train", label_values=None, first=0, untyped=False, **spec):

@@ -16,7 +16,7 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 from mathtune.errors import MathtuneError
-from mathtune.recipe import Source
+from mathtune.recipe_source import Source
 from mathtune.sources import pin_source, read_source, source_identity
 source = Source(**json.loads(sys.argv[1]))
 try:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from mathtune import local_files
 from mathtune.digests import digest_value
 from mathtune.errors import DataError
-from mathtune.recipe import Source
+from mathtune.recipe_source import Source
 from mathtune.sources import read_source, source_identity
 
 GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k"
@@ -294,7 +294,7 @@ def test_gsm8k_as_published_is_a_solvers_source(tmp_path):
 
 def test_reading_local_files_imports_neither_torch_nor_datasets(tmp_path):
     path = write(frame(20), tmp_path / "a.csv")
-    program = ("import sys; from pathlib import Path; from mathtune.recipe import Source; "
+    program = ("import sys; from pathlib import Path; from mathtune.recipe_source import Source; "
                "from mathtune.sources import read_source; "
                f"read_source(Source(path={str(path)!r}, holdout=2), 'verifier', Path({str(tmp_path)!r})); "
                "assert not {'torch', 'datasets', 'huggingface_hub'} & set(sys.modules)")
