@@ -57,7 +57,8 @@ class Display:
         seconds = f"{event['seconds']:6.1f} s" if "seconds" in event else " " * 8
         how = " [cyan](served)[/]" if event["state"] == "cached" else ""
         text = event["text"].splitlines()[0] if event["text"] else ""
-        line = f" {MARKS[event['state']]} {_escape(event['title']):<28} {seconds}  {_escape(text)}{how}"
+        title = _escape(f"{event['title']:<26}")
+        line = f" {MARKS[event['state']]} {title} {seconds}  {_escape(text)}{how}"
         self._progress.console.print(line, soft_wrap=True)
         self._progress.update(self._line, description="", figures="")
 

@@ -26,17 +26,22 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(1800), pytest.mark.filterwar
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 GRPO_STEPS = 40
+WORDS_ROWS = 400
 
 
-def check_learning(stages: list[np.ndarray]) -> None:
+def check_learning(stages: list[np.ndarray], said: np.ndarray) -> None:
     """Raises AssertionError unless a verifier learned.
 
     Args:
-        stages: bool, (1000,) each: which of the same balanced rows the base, then each chunk's adapter, has right.
+        stages: bool, (1000,) each: which of the same balanced rows the base, then each chunk's adapter, has right by
+            the two labels' logits.
+        said: bool: for which rows the last adapter, left to generate, says the right label and nothing else. Logits are
+            not enough: they may come to tell right from wrong as a side effect of training that never saw a label.
     """
     accuracies = [float(correct.mean()) for correct in stages]
     assert 0.45 <= accuracies[0] <= 0.55, f"the base is not at chance: {accuracies[0]}"
     assert accuracies[-1] >= 0.80, f"not learned: {accuracies}"
+    assert said.mean() >= 0.80, f"not learned to say so: {said.mean()}"
     assert accuracies == sorted(set(accuracies)), f"not rising from chunk to chunk: {accuracies}"
     assert compare(stages[1], stages[-1]).p < 0.01
 
@@ -94,25 +99,29 @@ class Lab:
         grpo.refine(job, self.base, lambda *_, **__: None)
         return job.output
 
-    def correct(self, table: pa.Table, adapter: str | None) -> np.ndarray:
-        """bool, (rows,): which rows the base with an adapter has right."""
+    def correct(self, table: pa.Table, adapter: str | None, by_words: bool = False) -> np.ndarray:
+        """bool, (rows,): which rows the base with an adapter has right; a verifier by its logits or by its words."""
         scored = write(table, self.folder / "scored.parquet")
         job = ScoreJob(task=self.recipe.task, evaluation=self.recipe.evaluation, adapter=adapter, rows=str(scored),
-                       limit=None, words_rows=0, output=str(self.folder / "scores.parquet"), **self.fields())
+                       limit=None, words_rows=len(table) if by_words else 0,
+                       output=str(self.folder / "scores.parquet"), **self.fields())
         score(job, self.base, lambda *_, **__: None)
         scores = pq.read_table(job.output)
         if self.recipe.task == "solver":
             return scores["correct"].to_numpy()
-        return scores["prediction"].to_numpy() == table["is_correct"].to_numpy()
+        labels = table["is_correct"].to_numpy()
+        if by_words:
+            return scores["said"].to_numpy() == np.where(labels, "true", "false")
+        return scores["prediction"].to_numpy() == labels
 
-    def learn(self, pool: pa.Table, validation: pa.Table) -> tuple[list[np.ndarray], str]:
-        """Three chunks, one on top of the other: what is right before them and after each, and the last adapter."""
+    def learn(self, pool: pa.Table, validation: pa.Table) -> tuple[list[np.ndarray], np.ndarray, str]:
+        """Three chunks, one on top of the other: what ``check_learning`` wants to know, and the last adapter."""
         size, adapter = self.recipe.chunks.size, None
         stages = [self.correct(validation, None)]
         for chunk in range(3):
             adapter = self.train(pool.slice(chunk * size, size), adapter)
             stages.append(self.correct(validation, adapter))
-        return stages, adapter
+        return stages, self.correct(validation.slice(0, WORDS_ROWS), adapter, by_words=True), adapter
 
 
 @pytest.fixture(scope="module")
@@ -173,13 +182,14 @@ def by_family(table: pa.Table, correct: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def test_a_verifier_learns_from_chunk_to_chunk(verifier, pool, validation, say):
-    stages, adapter = verifier.learn(pool, validation)
+    stages, said, adapter = verifier.learn(pool, validation)
     for name, correct in zip(("base", "chunk 1", "chunk 2", "chunk 3"), stages, strict=True):
         say(f"verifier, {name}", correct)
+    say("verifier, chunk 3, by its words", said)
     held_out = balanced(600, 1, "held_out")
     for family, correct in by_family(held_out, verifier.correct(held_out, adapter)).items():
         say(f"verifier, held-out family {family}", correct)
-    check_learning(stages)
+    check_learning(stages, said)
 
 
 def test_grpo_adds_to_sft(solver, started, say):
@@ -236,11 +246,11 @@ def drop_label_token(monkeypatch) -> None:
 @pytest.mark.parametrize("mutate", [freeze, shuffle_labels, drop_label_token])
 def test_a_broken_verifier_training_is_noticed(mutate, monkeypatch, verifier, pool, validation, say):
     mutate(monkeypatch)
-    stages, _ = verifier.learn(pool, validation)
+    stages, said, _ = verifier.learn(pool, validation)
     say(f"verifier, {mutate.__name__}", stages[-1])
-    assert len(stages[-1]) == 1000 and stages[-1].mean() < 0.65  # not merely a miss of one of the finer conditions
+    say(f"verifier, {mutate.__name__}, by its words", said)
     with pytest.raises(AssertionError, match="not learned"):
-        check_learning(stages)
+        check_learning(stages, said)
 
 
 def constant_reward(weight):

@@ -62,7 +62,7 @@ def train_range(work: Workspace, base: dict[str, Any], parts: Artifact, wanted: 
     decided_by = sft_decisions(work, wanted, rows)
     if done:
         refuse_other_recipe(work, done, decided_by)
-        return Outcome(done, True, f"link {done.number}, served from the chain")
+        return Outcome(done, True, f"link {done.number} of the chain")
     check_follows(wanted, trained, recipe.chunks.start, allow_gap)
     parent = before[-1] if before else None
     if parent and parent.kind == "grpo":
@@ -94,7 +94,7 @@ def refine(work: Workspace, base: dict[str, Any], parts: Artifact) -> Outcome:
                   "max_length": recipe.model.max_length, "dtype": recipe.model.dtype}
     if done:
         refuse_other_recipe(work, done, decided_by)
-        return Outcome(done, True, f"link {done.number}, served from the chain")
+        return Outcome(done, True, f"link {done.number} of the chain")
     parent = before[-1]
     key = link_key(parent, "grpo", decided_by)
 
