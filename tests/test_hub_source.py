@@ -9,7 +9,8 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hub_server import COMMITS, REPO, HubServer
+
+from tests.hub_server import COMMITS, REPO, HubServer
 
 TRAIN, TEST = 5_000, 100
 PROGRAM = """
