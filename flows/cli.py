@@ -17,7 +17,8 @@ from mathtune.recipe_file import load_recipe
 console = Console()
 errors = Console(stderr=True)
 app = App(name="mathtune", version=__version__, console=console,
-          help="Fine-tune a language model for maths, chunk by chunk, without ever losing work.")
+          help="Fine-tune a language model for maths, chunk by chunk, without ever losing work. "
+         "--debug after any command adds the traceback of an error.")
 
 Overrides = Annotated[str, Parameter(help="key=value, for example sft.learning_rate=1e-4", allow_leading_hyphen=False)]
 
@@ -37,10 +38,14 @@ def train(recipe: Path, *overrides: Overrides, start: int | None = None, end: in
 
     Parameters
     ----------
-    start: first row of the range.
-    end: row after its last.
-    next_rows: instead of start and end: so many rows after the last trained one.
-    allow_gap: let the range leave rows out.
+    start
+        first row of the range.
+    end
+        row after its last.
+    next_rows
+        instead of start and end: so many rows after the last trained one.
+    allow_gap
+        let the range leave rows out.
     """
     from flows.parts import train_range
 
@@ -62,7 +67,8 @@ def submit(recipe: Path, *overrides: Overrides, link: int | None = None):
 
     Parameters
     ----------
-    link: number of the link; default: the head.
+    link
+        number of the link; default: the head.
     """
     from flows.parts import submit_link
 
@@ -92,7 +98,8 @@ def chain(name: str, *, root: Path = Path(".mathtune")):
 
     Parameters
     ----------
-    root: the recipe's storage.root.
+    root
+        the recipe's storage.root.
     """
     show.chain_table(console, Chain(root / "chains", name))
 

@@ -26,6 +26,8 @@ def train_range(recipe: Recipe, start: int | None = None, end: int | None = None
         allow_gap: let the range leave rows out.
         execution: name of this execution.
     """
+    if next_rows is None and (start is None or end is None):
+        raise RangeError("give --start and --end, or --next", where="range", remedy="for example --next 1000")
     with open_workspace(recipe, execution) as work:
         run = prepare(work)
         wanted = requested_range(run, start, end, next_rows)
@@ -62,7 +64,7 @@ def requested_range(run: Run, start: int | None, end: int | None, next_rows: int
     """The range asked for, checked against the pool.
 
     Raises:
-        RangeError: it is incomplete, empty, or reaches beyond the pool.
+        RangeError: it is empty, or reaches beyond the pool.
     """
     trained = [link.range for link in run.links if link.range]
     after = trained[-1].end if trained else run.work.recipe.chunks.start
@@ -71,8 +73,6 @@ def requested_range(run: Run, start: int | None, end: int | None, next_rows: int
             raise RangeError(f"all {run.pool_rows} rows of the pool are trained", where=f"chain {run.work.chain.name}",
                              remedy="add data and start a new chain: chain=NEW")
         return Range(after, min(after + next_rows, run.pool_rows))
-    if start is None or end is None:
-        raise RangeError("give --start and --end, or --next", where="range")
     wanted = Range(start, end)
     if wanted.end > run.pool_rows:
         raise RangeError(f"{wanted} reaches beyond the pool's {run.pool_rows} rows", where="range",

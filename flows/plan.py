@@ -14,6 +14,7 @@ from mathtune.recipe import Model, Recipe
 from mathtune.sources import pin_source, source_identity
 from mathtune.stages import pinned_model
 from mathtune.stages.data import stage_key
+from mathtune.stages.train import open_chain
 from mathtune.store import Artifact
 from mathtune.workspace import Workspace, new_execution
 
@@ -39,7 +40,7 @@ def show_plan(console: Console, recipe: Recipe) -> None:
         base = work.engine.run(InspectJob(task=recipe.task, model=recipe.model, prompt=recipe.prompt,
                                           hardware=recipe.hardware, cache=str(work.cache)))
         data, parts = plan_data(work)
-        links = work.chain.links()
+        links = open_chain(work, base, parts) if parts else work.chain.links()
         steps = data + (plan_links(recipe, parts.facts["pool"], links) if parts else [])
         tokens = measure(work, base, parts) if parts else None
     table = Table(title=f"plan of {recipe.name}", title_justify="left")
@@ -50,7 +51,7 @@ def show_plan(console: Console, recipe: Recipe) -> None:
     console.print(table)
     for line in [base_line(base), memory_line(base, recipe.model),
                  *token_lines(recipe, tokens, links, parts)]:
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def plan_data(work: Workspace) -> tuple[list[Step], Artifact | None]:
@@ -108,7 +109,7 @@ def memory_line(base: dict[str, Any], model: Model) -> str:
     width = NF4_BYTES if model.quantization == "nf4" else DTYPE_BYTES[base["dtype"]]
     others = base["parameters"] - base["linear_parameters"]
     weights = base["linear_parameters"] * width + others * DTYPE_BYTES[base["dtype"]]
-    return f"memory    weights {weights / 2**30:.2f} GiB ({model.quantization}); activations come on top"
+    return f"memory    weights {weights / 2**20:,.1f} MiB ({model.quantization}); activations come on top"
 
 
 def token_lines(recipe: Recipe, tokens: dict[str, Any] | None, links: list[Link], parts: Artifact | None) -> list[str]:

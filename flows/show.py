@@ -63,16 +63,15 @@ def chain_table(console: Console, chain: Chain) -> None:
         raise ChainError("there is no such chain", where=str(chain.folder),
                          remedy=f"there are: {', '.join(others)}" if others else "mathtune run RECIPE makes one")
     table = Table(title=f"chain {chain.name}", title_justify="left")
-    for column in ("link", "rows", "examples", "steps", "loss or reward", "accuracy", "adapter", "trained"):
-        table.add_column(column)
+    for column in ("link", "rows", "steps", "loss or reward", "accuracy", "adapter"):
+        table.add_column(column, no_wrap=column != "accuracy")
     for link in chain.links():
         steps = link.result["curve"]["steps"]
         figure = "reward" if link.kind == "grpo" else "loss"
         metrics = chain.record(link).get("metrics")
         accuracy = "{} ({})".format(*_accuracy(metrics)[:2]) if metrics else ""
-        table.add_row(f"{link.number} {link.kind}", str(link.range or "").replace("[", "\\["), str(link.result["examples"]),
-                      str(link.result["steps"]), f"{steps[0][figure]:.3f} → {steps[-1][figure]:.3f}", accuracy,
-                      link.adapter_digest[:12], link.created)
+        table.add_row(f"{link.number} {link.kind}", str(link.range or "").replace("[", "\\["), str(link.result["steps"]),
+                      f"{steps[0][figure]:.3f} → {steps[-1][figure]:.3f}", accuracy, link.adapter_digest[:8])
     console.print(table)
 
 

@@ -26,7 +26,8 @@ def load_recipe(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -
     try:
         values = yaml.load(path.read_text(), Loader=_Loader)
     except OSError as error:
-        raise RecipeError("cannot read the recipe", where=str(path), remedy="see recipes/ for those that ship") from error
+        raise RecipeError(f"cannot read the recipe: {error.strerror}",
+                          where=str(path), remedy="see recipes/ for those that ship") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"not YAML: {error}", where=str(path)) from error
     if not isinstance(values, dict):

@@ -148,13 +148,13 @@ def test_the_verdict_in_words():
     links = [*record.links[:2], record.links[2].model_copy(update={"metrics": verifier_metrics(table, labels)})]
     record = record.model_copy(update={"links": links, "base": verifier_metrics(weak, labels),
                                        "versus_base": compare(base, right)})
-    assert verdict(record) == ("After 3 chunks the verifier judges 87.3% of 1,000 unseen answers right (85.1–89.2), "
+    assert verdict(record) == ("After 3 chunks the verifier is right about 87.3% of 1,000 unseen answers (85.1–89.2), "
                                "up from 50.2% for the base; p < 0.001.")
     nothing_learned = record.model_copy(update={
         "links": [links[2].model_copy(update={"metrics": verifier_metrics(weak, labels)})],
         "versus_base": compare(base, base)})
     assert verdict(nothing_learned) == (
-        "After 1 chunk the verifier judges 50.2% of 1,000 unseen answers right (47.1–53.3), the same as 50.2% for the "
+        "After 1 chunk the verifier is right about 50.2% of 1,000 unseen answers (47.1–53.3), the same as 50.2% for the "
         "base; p = 1.00, so chance alone could explain it. Always giving the more frequent verdict would reach 50.0%.")
     assert verdict(verifier_record(chunks=0, base=False)) == "Nothing trained; nothing was evaluated."
 

@@ -119,7 +119,7 @@ def verdict(record: RunRecord) -> str:
     accuracy = link.metrics.accuracy
     share, sure, rows = percent(accuracy.value), bounds(accuracy), f"{accuracy.n:,}"
     if record.task == "verifier":
-        sentence = f"{after} judges {share} of {rows} unseen answers right ({sure})"
+        sentence = f"{after} is right about {share} of {rows} unseen answers ({sure})"
     else:
         sentence = f"{after} solves {share} of {rows} unseen problems ({sure})"
     return f"{sentence}{_against_base(record, accuracy.value)}.{_against_majority(link)}"
