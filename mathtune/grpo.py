@@ -26,6 +26,7 @@ from mathtune.recipe import Lora
 from mathtune.rewards import correctness_reward, format_reward
 from mathtune.training import Reporter, adapter_digest, common_arguments, fingerprint, micro_batch, run_trainer
 
+FLAT_STD = 1e-6
 FLAT_STEPS = 20  # so many steps in a row in which no group's rewards differ: nothing can be learned
 
 
@@ -118,9 +119,10 @@ class FlatRewardGuard(TrainerCallback):
         self.flat = 0
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if "frac_reward_zero_std" not in (logs or {}):
+        if "reward_std" not in (logs or {}):
             return
-        self.flat = self.flat + 1 if float(logs["frac_reward_zero_std"]) == 1.0 else 0
+        # not trl's frac_reward_zero_std: equal rewards of 1.2 have a standard deviation of 1e-7 in float32
+        self.flat = self.flat + 1 if float(logs["reward_std"]) < FLAT_STD else 0
         if self.flat >= FLAT_STEPS:
             raise TrainingError(
                 f"all rewards of a group were equal for {self.flat} steps (mean reward {logs.get('reward')})",
