@@ -121,8 +121,9 @@ class FlatRewardGuard(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "reward_std" not in (logs or {}):
             return
-        # not trl's frac_reward_zero_std: equal rewards of 1.2 have a standard deviation of 1e-7 in float32
-        self.flat = self.flat + 1 if float(logs["reward_std"]) < FLAT_STD else 0
+        # trl's share of flat groups misses equal rewards of 1.2, whose standard deviation is 1e-7 in float32
+        flat = float(logs["frac_reward_zero_std"]) == 1.0 or float(logs["reward_std"]) < FLAT_STD
+        self.flat = self.flat + 1 if flat else 0
         if self.flat >= FLAT_STEPS:
             raise TrainingError(
                 f"all rewards of a group were equal for {self.flat} steps (mean reward {logs.get('reward')})",

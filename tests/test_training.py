@@ -271,9 +271,9 @@ def test_a_reward_that_never_moves_stops_grpo():
 
     guard, state = grpo_module.FlatRewardGuard(), SimpleNamespace(global_step=9)
     for _ in range(grpo_module.FLAT_STEPS - 1):
-        guard.on_log(None, state, None, {"reward_std": 1.2e-7, "reward": 1.2})
-    guard.on_log(None, state, None, {"reward_std": 0.5})
+        guard.on_log(None, state, None, {"reward_std": 1.2e-7, "frac_reward_zero_std": 0.0, "reward": 1.2})
+    guard.on_log(None, state, None, {"reward_std": 0.5, "frac_reward_zero_std": 0.5})
     for _ in range(grpo_module.FLAT_STEPS - 1):
-        guard.on_log(None, state, None, {"reward_std": 1.2e-7, "reward": 1.2})
+        guard.on_log(None, state, None, {"reward_std": 0.4, "frac_reward_zero_std": 1.0, "reward": 0.5})
     with pytest.raises(TrainingError, match="all rewards of a group were equal"):
-        guard.on_log(None, state, None, {"reward_std": 1.2e-7, "reward": 1.2})
+        guard.on_log(None, state, None, {"reward_std": 0.4, "frac_reward_zero_std": 1.0, "reward": 0.5})
