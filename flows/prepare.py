@@ -1,4 +1,4 @@
-"""What every flow does first: open the workspace, look at the base, bring the data stages up to date, pin the chain."""
+"""What every flow does first: open the workspace, look at the base, bring the data up to date, hold the chain against it."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,4 +1,4 @@
-"""The training stages: pin the chain, train a range or serve it from the chain, refine by GRPO."""
+"""The training stages: open the chain, train a range or serve it from the chain, refine by GRPO."""
 
 from pathlib import Path
 from typing import Any
