@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from benchmarks.machine import cpu_name
 from mathtune.balance import balance_rows
 from mathtune.digests import digest_value
 from mathtune.recipe import Balance, Validation
@@ -105,7 +106,7 @@ def describe(stages: list[dict], rows: int, text_bytes: int) -> dict:
     seconds, peak = sum(stage["seconds"] for stage in stages), max(stage["peak_mib"] for stage in stages)
     return {"date": datetime.now(UTC).strftime("%Y-%m-%d"), "rows": rows, "text_bytes": text_bytes,
             "seconds": round(seconds, 2), "peak_mib": peak, "target": {"seconds": SECONDS, "gib": GIB},
-            "target_met": seconds <= SECONDS and peak <= GIB * 1024, "stages": stages, "cores": 2, "cpu": _cpu(),
+            "target_met": seconds <= SECONDS and peak <= GIB * 1024, "stages": stages, "cores": 2, "cpu": cpu_name(),
             "versions": {"python": platform.python_version(), "pyarrow": pa.__version__, "numpy": np.__version__}}
 
 
@@ -165,13 +166,6 @@ def _peak_mib() -> float:
         if line.startswith("VmHWM"):
             return round(int(line.split()[1]) / 1024, 1)
     raise OSError("this kernel reports no VmHWM")
-
-
-def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from rich.text import Text
 from flows import show
 from mathtune import __version__
 from mathtune.chain import Chain
-from mathtune.errors import MathtuneError
+from mathtune.errors import MathtuneError, RecipeError
+from mathtune.folders import open_folders
 from mathtune.recipe_file import load_recipe
 
 console = Console()
@@ -24,16 +25,25 @@ Overrides = Annotated[str, Parameter(help="key=value, for example sft.learning_r
 
 
 @app.command
-def run(recipe: Path, *overrides: Overrides):
-    """Run a recipe from its source to its report. What is there already is served, not computed again."""
+def run(recipe: Path, *overrides: Overrides, accept: bool = False, skip: bool = False):
+    """Run a recipe from its source to its report. What is there already is served, not computed again.
+
+    Parameters
+    ----------
+    accept
+        take the link that was rejected as worse than its parent.
+    skip
+        leave its rows out and go on with the next range.
+    """
     from flows.pipeline import pipeline
 
-    show.execute(console, pipeline, load_recipe(recipe, overrides))
+    show.execute(console, pipeline, load_recipe(recipe, overrides), decision=decided(accept, skip))
 
 
 @app.command
 def train(recipe: Path, *overrides: Overrides, start: int | None = None, end: int | None = None,
-          next_rows: Annotated[int | None, Parameter(name="--next")] = None, allow_gap: bool = False):
+          next_rows: Annotated[int | None, Parameter(name="--next")] = None, allow_gap: bool = False, accept: bool = False,
+          skip: bool = False):
     """Train one range of the pool on top of the chain's head.
 
     Parameters
@@ -46,11 +56,15 @@ def train(recipe: Path, *overrides: Overrides, start: int | None = None, end: in
         instead of start and end: so many rows after the last trained one.
     allow_gap
         let the range leave rows out.
+    accept
+        take the link that was rejected as worse than its parent.
+    skip
+        leave its rows out and go on with the next range.
     """
     from flows.parts import train_range
 
     show.execute(console, train_range, load_recipe(recipe, overrides), start=start, end=end, next_rows=next_rows,
-                 allow_gap=allow_gap)
+                 allow_gap=allow_gap, decision=decided(accept, skip))
 
 
 @app.command
@@ -93,15 +107,28 @@ def doctor():
 
 
 @app.command
-def chain(name: str, *, root: Path = Path(".mathtune")):
+def chain(name: str, *, root: str = ".mathtune", cache: Path = Path(".mathtune")):
     """Show the links of a chain.
 
     Parameters
     ----------
     root
         the recipe's storage.root.
+    cache
+        the recipe's storage.cache.
     """
-    show.chain_table(console, Chain(root / "chains", name))
+    show.chain_table(console, Chain(open_folders(f"{root}/chains", cache / "chains"), name))
+
+
+def decided(accept: bool, skip: bool) -> str | None:
+    """The person's decision about a rejected link.
+
+    Raises:
+        RecipeError: both were given.
+    """
+    if accept and skip:
+        raise RecipeError("--accept and --skip contradict each other", where="command line", remedy="give one of them")
+    return "accept" if accept else "skip" if skip else None
 
 
 def main() -> None:

@@ -66,8 +66,8 @@ class Display:
         kind = event["event"]
         if kind == "phase":
             self._progress.update(self._line, description=f"{_escape(self._title)}: {_escape(event['text'])}")
-            if "died" in event["text"] or "set aside" in event["text"]:
-                self._progress.console.print(f"   [yellow]! {_escape(event['text'])}[/]", soft_wrap=True)
+        elif kind in ("notice", "stopped"):
+            self._progress.console.print(f"   [yellow]! {_escape(event['text'])}[/]", soft_wrap=True)
         elif kind == "resumed":
             self._progress.console.print(f"   [yellow]goes on from step {event['step']}[/]")
         elif kind == "step":

@@ -6,17 +6,18 @@ from prefect import flow
 
 from flows.prepare import Run, open_workspace, prepare
 from mathtune.chain import Link
-from mathtune.errors import ChainError, RangeError
+from mathtune.errors import ChainError, RangeError, RejectedLink
 from mathtune.ranges import Range
 from mathtune.recipe import Recipe
 from mathtune.recipe_source import Name
+from mathtune.stages.judge import Decision
 from tasks.results import submit
 from tasks.training import train_chunk
 
 
 @flow(name="train-range", flow_run_name="{recipe.name}", persist_result=False)
 def train_range(recipe: Recipe, start: int | None = None, end: int | None = None, next_rows: int | None = None,
-                allow_gap: bool = False, execution: Name | None = None) -> dict[str, Any]:
+                allow_gap: bool = False, decision: Decision | None = None, execution: Name | None = None) -> dict[str, Any]:
     """Trains one range on top of the chain's head and evaluates it.
 
     Args:
@@ -24,14 +25,19 @@ def train_range(recipe: Recipe, start: int | None = None, end: int | None = None
         start, end: the range's pool rows ``[start, end)``.
         next_rows: instead of start and end: so many rows after the last trained one.
         allow_gap: let the range leave rows out.
+        decision: about a link that was rejected because it is worse than its parent.
         execution: name of this execution.
     """
     if next_rows is None and (start is None or end is None):
         raise RangeError("give --start and --end, or --next", where="range", remedy="for example --next 1000")
     with open_workspace(recipe, execution) as work:
-        run = prepare(work)
+        run = prepare(work, decision)
         wanted = requested_range(run, start, end, next_rows)
-        run.evaluate(train_chunk(work, run.base, run.parts, wanted, allow_gap))
+        try:
+            run.place(train_chunk(work, run.base, run.parts, wanted, allow_gap), decision)
+        except RejectedLink:
+            run.report()
+            raise
         return run.report()
 
 
@@ -66,7 +72,7 @@ def requested_range(run: Run, start: int | None, end: int | None, next_rows: int
     Raises:
         RangeError: it is empty, or reaches beyond the pool.
     """
-    trained = [link.range for link in run.links if link.range]
+    trained = [entry.link.range for entry in run.work.chain.entries() if entry.link.range]
     after = trained[-1].end if trained else run.work.recipe.chunks.start
     if next_rows is not None:
         if after >= run.pool_rows:
@@ -89,6 +95,8 @@ def requested_link(run: Run, number: int | None) -> Link:
     if not run.links:
         raise ChainError("the chain has no link yet", where=f"chain {run.work.chain.name}",
                          remedy="mathtune run RECIPE, or mathtune train RECIPE --next N")
-    if number is not None and not 1 <= number <= len(run.links):
-        raise ChainError(f"there is no link {number}, the last is {len(run.links)}", where=f"chain {run.work.chain.name}")
-    return run.links[(number or len(run.links)) - 1]
+    chosen = [link for link in run.links if link.number == (number or run.links[-1].number)]
+    if not chosen:
+        raise ChainError(f"there is no link {number}; there are {', '.join(str(link.number) for link in run.links)}",
+                         where=f"chain {run.work.chain.name}")
+    return chosen[0]

@@ -4,39 +4,44 @@ from typing import Any
 
 from prefect import flow
 
-from flows.prepare import open_workspace, prepare
+from flows.prepare import Run, open_workspace, prepare
 from mathtune.errors import TrainingError
 from mathtune.ranges import chunk_ranges
 from mathtune.recipe import Recipe
 from mathtune.recipe_source import Name
+from mathtune.stages.judge import Decision
 from tasks.results import submit
 from tasks.training import grpo, train_chunk
 
 
 @flow(name="pipeline", flow_run_name="{recipe.name}", persist_result=False)
-def pipeline(recipe: Recipe, execution: Name | None = None) -> dict[str, Any]:
+def pipeline(recipe: Recipe, decision: Decision | None = None, execution: Name | None = None) -> dict[str, Any]:
     """Runs a recipe from its source to its report; what is there already is served, not computed again.
 
     Args:
         recipe: what to do.
+        decision: about a link that was rejected because it is worse than its parent.
         execution: name of this execution; default: by time.
 
     Returns:
         ``{"report": path, "record": RunRecord as plain values}``.
     """
     with open_workspace(recipe, execution) as work:
-        run = prepare(work)
-        ranges = chunk_ranges(recipe.chunks, run.pool_rows)
-        run.evaluate(None)
-        for wanted in ranges:
-            link = train_chunk(work, run.base, run.parts, wanted)
-            run.evaluate(link)
-        if recipe.grpo:
-            link = grpo(work, run.base, run.parts)
-            run.evaluate(link)
+        run = prepare(work, decision)
         try:
-            run.submission = submit(work, run.base, run.data["download"], link)
-        except TrainingError:  # a verifier that says one thing only: the report shows why
+            train(run, decision)
+            run.submission = submit(work, run.base, run.data["download"], work.chain.links()[-1])
+        except TrainingError:  # a link worse than its parent, a verifier that says one thing only: the report shows why
             run.report()
             raise
         return run.report()
+
+
+def train(run: Run, decision: Decision | None) -> None:
+    """Every range of the recipe and its refinement, each judged before the next."""
+    recipe, work = run.work.recipe, run.work
+    run.evaluate(None)
+    for wanted in chunk_ranges(recipe.chunks, run.pool_rows):
+        run.place(train_chunk(work, run.base, run.parts, wanted), decision)
+    if recipe.grpo:
+        run.place(grpo(work, run.base, run.parts), decision)

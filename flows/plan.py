@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.prepare import open_workspace
-from mathtune.chain import Link
+from mathtune.chain import Entry, Link
 from mathtune.jobs import InspectJob, MeasureJob
 from mathtune.ranges import chunk_ranges
 from mathtune.recipe import Model, Recipe
@@ -41,7 +41,7 @@ def show_plan(console: Console, recipe: Recipe) -> None:
                                           hardware=recipe.hardware, cache=str(work.cache)))
         data, parts = plan_data(work)
         links = open_chain(work, base, parts) if parts else work.chain.links()
-        steps = data + (plan_links(recipe, parts.facts["pool"], links) if parts else [])
+        steps = data + (plan_links(recipe, parts.facts["pool"], work.chain.entries()) if parts else [])
         tokens = measure(work, base, parts) if parts else None
     table = Table(title=f"plan of {recipe.name}", title_justify="left")
     for column in ("stage", "", "what is known"):
@@ -77,16 +77,17 @@ def plan_data(work: Workspace) -> tuple[list[Step], Artifact | None]:
     return [*steps, Step("split", parts is not None, text)], parts
 
 
-def plan_links(recipe: Recipe, pool_rows: int, links: list[Link]) -> list[Step]:
+def plan_links(recipe: Recipe, pool_rows: int, entries: list[Entry]) -> list[Step]:
     """The chunks and the refinement, each with whether the chain holds it."""
-    done = {link.range: link for link in links}
+    done = {entry.link.range: entry for entry in entries}
     steps = []
     for wanted in chunk_ranges(recipe.chunks, pool_rows):
-        link = done.get(wanted)
-        text = f"link {link.number}, {link.result['seconds']:.0f} s" if link else f"{len(wanted):,} rows"
-        steps.append(Step(f"train-chunk{wanted}", link is not None, text))
+        entry = done.get(wanted)
+        text = (f"link {entry.link.number}, {entry.verdict}, {entry.link.result['seconds']:.0f} s" if entry
+                else f"{len(wanted):,} rows")
+        steps.append(Step(f"train-chunk{wanted}", entry is not None, text))
     if recipe.grpo:
-        refined = next((link for link in links if link.kind == "grpo"), None)
+        refined = next((entry for entry in entries if entry.link.kind == "grpo"), None)
         steps.append(Step("grpo", refined is not None, f"{recipe.grpo.max_steps} steps of {recipe.grpo.prompts_per_step} "
                           f"prompts, {recipe.grpo.generations} completions each"))
     return steps

@@ -5,13 +5,14 @@ from typing import Any
 
 from mathtune.chain import Link
 from mathtune.recipe import Recipe
+from mathtune.stages.judge import Decision, check_decision
 from mathtune.stages.report import make_record
 from mathtune.stages.train import open_chain
 from mathtune.store import Artifact
 from mathtune.workspace import Workspace, new_execution
 from storage import ArtifactStore, CheckpointStore
 from tasks.data import balance, check_base, download, split
-from tasks.results import evaluate, report
+from tasks.results import evaluate, judge, report
 
 
 @dataclass
@@ -49,6 +50,16 @@ class Run:
         title = link.title if link else "base"
         self.scores[link.key if link else ""] = evaluate(self.work, self.base, self.parts, link, title)
 
+    def place(self, link: Link, decision: Decision | None) -> None:
+        """Scores a link and its parent; a link that has no place in the chain yet is judged."""
+        self.evaluate(link)
+        if any(entry.link.key == link.key for entry in self.work.chain.entries()):
+            return
+        parent = next((one for one in self.work.chain.links() if one.key == link.parent), None)
+        if link.parent not in self.scores:
+            self.evaluate(parent)
+        judge(self.work, self.base, self.parts, link, self.scores[link.key], self.scores[link.parent], decision)
+
     def report(self) -> dict[str, Any]:
         """Writes the run folder. Returns the record as plain values, with the report's path."""
         self.links = self.work.chain.links()
@@ -68,8 +79,8 @@ def open_workspace(recipe: Recipe, execution: str | None) -> Workspace:
     return Workspace(recipe, execution or new_execution(), artifacts, chain)
 
 
-def prepare(work: Workspace) -> Run:
-    """Base and data up to date, the chain held against the recipe."""
+def prepare(work: Workspace, decision: Decision | None = None) -> Run:
+    """Base and data up to date, the chain held against the recipe, a person's decision against the chain."""
     base = check_base(work)
     data = {"download": download(work)}
     if work.recipe.task == "verifier":
@@ -78,4 +89,5 @@ def prepare(work: Workspace) -> Run:
     else:
         data["split"] = split(work, data["download"], "train.parquet")
     links = open_chain(work, base, data["split"])
+    check_decision(work, decision)
     return Run(work, base, data, links, {link.key for link in links})

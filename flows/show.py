@@ -1,6 +1,9 @@
 """Runs a flow in front of a person: Prefect's in-process server where none is configured, progress, a closing table."""
 
+import json
 import os
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.display import Display
-from mathtune.chain import Chain
+from mathtune.chain import Chain, chain_names
 from mathtune.errors import ChainError
 from mathtune.recipe import Recipe
 from mathtune.workspace import RunFolder, new_execution
@@ -24,17 +27,28 @@ QUIET_PREFECT = {
 }
 
 
+SAVED = 75  # EX_TEMPFAIL of sysexits.h: not done, try again
+
+
 def execute(console: Console, flow: Callable[..., dict[str, Any]], recipe: Recipe, **parameters: Any) -> None:
     """Runs a flow with a progress display and prints where the chain stands afterwards."""
     execution = new_execution()
     events = RunFolder(Path(recipe.storage.runs), recipe.name).execution(execution) / "events.jsonl"
     console.print(f"[bold]{recipe.name}[/]: {recipe.task}, chain {recipe.chain}, base {recipe.model.base}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(stop_status(events)))  # Prefect passes the signal on once it has acted
     with Display(console, events):
         result = flow(recipe, execution=execution, **parameters)
     console.print(result_table(result["record"]))
     if result["record"]["submission"]:
         console.print(f"results     {RunFolder(Path(recipe.storage.runs), recipe.name).path}/", highlight=False)
     console.print(f"report      {result['report']}", highlight=False)
+
+
+def stop_status(events: Path) -> int:
+    """Exit status of a run that was told to stop: ``SAVED``, or that of a program ended by SIGTERM where steps since the
+    last checkpoint were given up."""
+    stopped = [json.loads(line) for line in events.read_text().splitlines() if '"stopped"' in line] if events.is_file() else []
+    return SAVED if stopped and stopped[-1]["saved"] else 128 + signal.SIGTERM
 
 
 def result_table(record: dict[str, Any]) -> Table:
@@ -59,19 +73,20 @@ def chain_table(console: Console, chain: Chain) -> None:
         ChainError: there is no such chain.
     """
     if chain.pins() is None:
-        others = sorted(path.parent.name for path in chain.folder.parent.glob("*/pins.json"))
-        raise ChainError("there is no such chain", where=str(chain.folder),
+        others = chain_names(chain.folders)
+        raise ChainError("there is no such chain", where=f"{chain.folders.url}/{chain.name}",
                          remedy=f"there are: {', '.join(others)}" if others else "mathtune run RECIPE makes one")
     table = Table(title=f"chain {chain.name}", title_justify="left")
-    for column in ("link", "rows", "steps", "loss or reward", "accuracy", "adapter"):
+    for column in ("link", "rows", "steps", "loss or reward", "accuracy", "adapter", ""):
         table.add_column(column, no_wrap=column != "accuracy")
-    for link in chain.links():
+    judged = [(entry.link, "" if entry.verdict == "accepted" else entry.verdict) for entry in chain.entries()]
+    for link, verdict in judged + [(link, "rejected") for link in chain.rejected()]:
         steps = link.result["curve"]["steps"]
         figure = "reward" if link.kind == "grpo" else "loss"
         metrics = chain.record(link).get("metrics")
         accuracy = "{} ({})".format(*_accuracy(metrics)[:2]) if metrics else ""
         table.add_row(f"{link.number} {link.kind}", str(link.range or "").replace("[", "\\["), str(link.result["steps"]),
-                      f"{steps[0][figure]:.3f} → {steps[-1][figure]:.3f}", accuracy, link.adapter_digest[:8])
+                      f"{steps[0][figure]:.3f} → {steps[-1][figure]:.3f}", accuracy, link.adapter_digest[:8], verdict)
     console.print(table)
 
 

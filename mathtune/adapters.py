@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
+from mathtune.digests import digest_file
 from mathtune.errors import ChainError, ModelError, TrainingError
 from mathtune.recipe import Lora
 
@@ -102,6 +103,11 @@ def save_adapter(tensors: dict[str, torch.Tensor], lora: Lora, base_name: str, f
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / "README.md").write_text(CARD.format(base=base_name, rank=lora.rank, alpha=lora.alpha))
     (folder / CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True, default=str) + "\n")
+
+
+def adapter_digest(folder: Path) -> str:
+    """Digest of an adapter: of its tensors' file, whatever paths its configuration names."""
+    return digest_file(folder / WEIGHTS)
 
 
 def load_adapter(model, folder: Path) -> PeftModel:

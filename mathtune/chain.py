@@ -1,28 +1,35 @@
 """A chain: what is pinned for its life, and the immutable links trained on it, in order.
 
-On disk, below ``CHAINS/NAME/``:
+Below ``CHAINS/NAME/``, in a folder or in an object store (``mathtune.folders``):
 
     pins.json          digests of base, tokenizer, prompt, adapter shape, pool and validation rows
-    links/0001-…/      one folder a link: link.json, adapter/ (a plain PEFT folder), manifest.json
-    head-0001          names the first link's folder; created only if absent, so two workers cannot both extend a chain
-    records/LINK.json  what was learned about a link later (its metrics)
-    work/KEY/          checkpoints of the link that is being trained
+    links/0001-…/      one published folder a link: link.json, adapter/ (a plain PEFT folder), manifest.json
+    head-0001          names the first link's folder, its manifest's digest and the verdict; created only if absent, so two
+                       workers cannot both extend a chain
+    records/LINK.json  what was learned about a link later (its metrics, why it was rejected)
+    work/KEY/          checkpoints and journal of the link that is being trained
+    leases/            who is at work (``mathtune.locks``)
 
-A link folder without its head file was killed before it was accepted; the next run accepts it as it is.
+A link is trained, published, judged, and then accepted: its head is created. One that is killed on the way, or rejected,
+lies in ``links/`` without a head; the same command finds it there and does not train it again.
 """
 
+import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mathtune.digests import digest_value
 from mathtune.errors import ChainError, StoreError
+from mathtune.files import MANIFEST, parse_manifest, write_json
+from mathtune.folders import Folders
 from mathtune.ranges import Range
-from mathtune.store import create_once, publish_folder, read_manifest, write_json
+
+Verdict = Literal["accepted", "skipped"]
+STAGE = "link"
 
 
 @dataclass(frozen=True)
@@ -62,21 +69,29 @@ class Link:
         return f"{self.kind}{self.range or ''}"
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A place of the chain: a link that belongs to it, or one that a person skipped (its rows count as seen)."""
+
+    link: Link
+    verdict: Verdict
+
+
 class Chain:
     """Reads and extends one chain.
 
     Args:
-        root: folder of all chains.
+        folders: where all chains lie.
         name: the chain's name.
     """
 
-    def __init__(self, root: Path, name: str):
-        self.name, self.folder = name, root / name
+    def __init__(self, folders: Folders, name: str):
+        self.folders, self.name = folders, name
 
     def pins(self) -> dict[str, str] | None:
         """What the chain pins; None while it does not exist."""
-        path = self.folder / "pins.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        text = self.folders.read(f"{self.name}/pins.json")
+        return json.loads(text) if text else None
 
     def check_pins(self, wanted: dict[str, str]) -> None:
         """Holds that the chain, if it exists, pins this.
@@ -92,75 +107,139 @@ class Chain:
             raise ChainError(f"the recipe disagrees with what the chain pins: {', '.join(different)}",
                              where=f"chain {self.name}", remedy="go back to the recipe it was made with, or chain=NEW")
 
-    def links(self) -> list[Link]:
-        """The accepted links in order, each folder's bytes checked against its manifest.
+    def entries(self) -> list[Entry]:
+        """Accepted and skipped links in order.
 
         Raises:
-            StoreError: a link is damaged. It is never made again silently: later links grew from it.
+            StoreError: a head or a link is damaged. It is never made again silently: later links grew from it.
         """
-        heads = sorted(self.folder.glob("head-*"))
-        return [self._read(self.folder / "links" / head.read_text().strip()) for head in heads]
+        heads = [name for name in self.folders.texts(self.name) if name.rpartition("/")[2].startswith("head-")]
+        return [self._entry(head) for head in heads]
+
+    def links(self) -> list[Link]:
+        """The accepted links in order."""
+        return [entry.link for entry in self.entries() if entry.verdict == "accepted"]
 
     def adapter(self, link: Link) -> Path:
-        """The link's PEFT folder."""
-        return self._folder(link.number, link.title, link.key) / "adapter"
+        """The link's PEFT folder on this machine, every byte checked.
 
-    def checkpoints(self, key: str) -> Path:
-        """Where the checkpoints of the link with this key lie while it is trained."""
-        return self.folder / "work" / key[:16]
+        Raises:
+            StoreError: it is damaged.
+        """
+        try:
+            return self.folders.fetch(self._folder(link.number, link.title, link.key)).folder / "adapter"
+        except StoreError as error:
+            raise _damaged(error) from error
 
-    def extend(self, number: int, title: str, key: str, pins: dict[str, str], train: Callable[[Path], Link]) -> Link:
-        """Lets ``train`` write an adapter folder, publishes the link, and moves the head to it.
+    def checkpoints(self, key: str) -> str:
+        """Name below which the checkpoints of the link with this key lie while it is trained."""
+        return f"{self.name}/work/{key[:16]}"
 
-        The first link pins the chain: a run that fails before it leaves nothing that a corrected recipe must obey.
+    def candidate(self, number: int, title: str, key: str) -> Link | None:
+        """A link that was trained and published, whatever became of it; None if there is none. A damaged one that is not
+        in the chain is set aside."""
+        folder = self._folder(number, title, key)
+        try:
+            return self._read(folder) if self.folders.fetch(folder) else None
+        except StoreError as error:
+            self.folders.set_aside(folder, str(error))
+            return None
+
+    def publish(self, number: int, title: str, key: str, train: Callable[[Path], Link]) -> Link:
+        """Lets ``train`` write an adapter folder and publishes it as a link that is not in the chain yet.
 
         Args:
             number: of the new link.
             title: as ``Link.title``.
             key: as ``Link.key``.
-            pins: what the chain pins from its first link on.
             train: fills the folder it is given with the adapter and returns the link.
+        """
+        folder = self._folder(number, title, key)
+        self.folders.sweep(f"{self.name}/links")
+        self.folders.publish(folder, lambda staging: _write(staging, train), {"stage": STAGE, "key": key})
+        return self._read(folder)
+
+    def settle(self, link: Link, pins: dict[str, str], verdict: Verdict) -> None:
+        """Gives a published link its place in the chain: the head moves to it, or, skipped, past it.
+
+        The first link pins the chain: a run that fails before it leaves nothing that a corrected recipe must obey.
 
         Raises:
             ChainError: another worker extended the chain meanwhile.
         """
-        folder = self._folder(number, title, key)
-        if not folder.is_dir():
-            publish_folder(folder, lambda staging: self._write(staging, train), {"stage": "link", "key": key})
-        link = self._read(folder)
-        create_once(self.folder / "pins.json", json.dumps(pins, indent=2) + "\n")
+        folder = self._folder(link.number, link.title, link.key)
+        self.folders.create_once(f"{self.name}/pins.json", json.dumps(pins, indent=2) + "\n")
         self.check_pins(pins)
-        head = self.folder / f"head-{number:04d}"
-        if not create_once(head, folder.name + "\n") and head.read_text().strip() != folder.name:
-            raise ChainError(f"another worker has added link {number} meanwhile; its link stays", where=f"chain {self.name}",
-                             remedy="run the same command again: it goes on from the new head")
-        shutil.rmtree(self.checkpoints(key), ignore_errors=True)
-        return link
+        head = f"{self.name}/head-{link.number:04d}"
+        text = json.dumps({"link": folder.rpartition("/")[2], "manifest": _digest(self._manifest(folder)), "verdict": verdict})
+        if not self.folders.create_once(head, text + "\n") and self.folders.read(head).strip() != text:
+            raise ChainError(f"another worker has added link {link.number} meanwhile; its link stays",
+                             where=f"chain {self.name}", remedy="run the same command again: it goes on from the new head")
+        self.folders.remove(self.checkpoints(link.key))
+
+    def rejected(self) -> list[Link]:
+        """Links that were judged worse than their parent and wait for a person's word at the chain's end."""
+        entries = self.entries()
+        placed, number = {entry.link.key for entry in entries}, len(entries) + 1
+        records = [json.loads(self.folders.read(name)) for name in self.folders.texts(f"{self.name}/records")]
+        waiting = [record for record in records if record.get("verdict") == "rejected" and record["number"] == number]
+        return [self._read(f"{self.name}/links/{record['folder']}") for record in waiting if record["key"] not in placed]
 
     def record(self, link: Link) -> dict[str, Any]:
         """What was learned about a link after it was trained, ``{}`` if nothing was."""
-        path = self.folder / "records" / f"{link.key}.json"
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return json.loads(self.folders.read(f"{self.name}/records/{link.key}.json") or "{}")
 
     def write_record(self, link: Link, record: dict[str, Any]) -> None:
-        write_json(self.folder / "records" / f"{link.key}.json", record)
+        """Adds to what was learned about a link."""
+        folder = self._folder(link.number, link.title, link.key).rpartition("/")[2]
+        whole = {**self.record(link), "key": link.key, "number": link.number, "folder": folder, **record}
+        self.folders.write(f"{self.name}/records/{link.key}.json", json.dumps(whole, indent=2) + "\n")
 
-    def _folder(self, number: int, title: str, key: str) -> Path:
+    def _folder(self, number: int, title: str, key: str) -> str:
         plain = title.replace("[", "-").replace(":", "-").replace(")", "")
-        return self.folder / "links" / f"{number:04d}-{plain}-{key[:12]}"
+        return f"{self.name}/links/{number:04d}-{plain}-{key[:12]}"
 
-    def _write(self, staging: Path, train: Callable[[Path], Link]) -> dict[str, Any]:
-        link = train(staging / "adapter")
-        write_json(staging / "link.json", asdict(link))
-        return {}
-
-    def _read(self, folder: Path) -> Link:
+    def _entry(self, head: str) -> Entry:
         try:
-            read_manifest(folder)
+            facts = json.loads(self.folders.read(head))
+            folder = f"{self.name}/links/{facts['link']}"
+            manifest = self._manifest(folder)
+            if _digest(manifest) != facts["manifest"]:
+                raise StoreError("its bytes do not match the digest in the chain's head", where=f"{folder}/{MANIFEST}")
+            return Entry(Link(**parse_manifest(manifest, folder)["facts"]), facts["verdict"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise _damaged(StoreError("the head does not parse", where=f"{self.folders.url}/{head}")) from error
         except StoreError as error:
-            raise StoreError(f"a link of the chain is damaged: {error.what}", where=error.where,
-                             remedy="restore the folder from a copy, or train a new chain with chain=NEW") from error
-        return Link(**json.loads((folder / "link.json").read_text()))
+            raise _damaged(error) from error
+
+    def _read(self, folder: str) -> Link:
+        return Link(**parse_manifest(self._manifest(folder), folder)["facts"])
+
+    def _manifest(self, folder: str) -> str:
+        text = self.folders.read(f"{folder}/{MANIFEST}")
+        if text is None:
+            raise StoreError("the manifest is missing", where=f"{self.folders.url}/{folder}/{MANIFEST}")
+        return text
+
+
+def _write(staging: Path, train: Callable[[Path], Link]) -> dict[str, Any]:
+    link = asdict(train(staging / "adapter"))
+    write_json(staging / "link.json", link)
+    return link
+
+
+def _damaged(error: StoreError) -> StoreError:
+    return StoreError(f"a link of the chain is damaged: {error.what}", where=error.where,
+                      remedy="restore the folder from a copy, or train a new chain with chain=NEW")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def chain_names(folders: Folders) -> list[str]:
+    """Names of the chains that have a link."""
+    return [name for name in folders.children("") if folders.read(f"{name}/pins.json")]
 
 
 def link_key(parent: Link | None, kind: str, decided_by: dict[str, Any]) -> str:

@@ -1,59 +1,170 @@
-"""Checkpoints inside a chunk: Trainer's own folders, sealed with a manifest of digests once they are whole.
+"""Checkpoints inside a chunk: what Trainer saves, published whole under its step, found again only if every byte is right.
 
-Only a sealed and verified folder is ever resumed from; a half-written or damaged one is set aside. Trainer takes the
-newest number unverified: 45 of 61 kills inside a save then ended in an error although an older one was whole.
+Trainer writes in place, unsynced, and takes the newest number unverified: 45 of 61 kills inside a save then ended in an
+error although an older one was whole. Here it writes to a scratch folder that nobody reads; what it wrote is published
+beside the last two (see ``mathtune.folders``), and only then older ones go. What it unpickles is read ``weights_only``.
 """
 
-import re
+import json
+import os
 import shutil
+import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mathtune.errors import StoreError
 from mathtune.events import Emit
-from mathtune.store import read_manifest, seal, set_aside
+from mathtune.files import check_space, disk_errors, scratch_name
+from mathtune.folders import Folders
+from mathtune.order import Order
 
 KEPT = 2
+STAGE = "checkpoint"
+UNWANTED = ("training_args.bin", "README.md")  # the first is a pickle and holds hub_token in clear
+STATE_BYTES = 12  # float32 master and Adam's two moments, a parameter
 
 
-def newest_checkpoint(folder: Path, fingerprint: str, emit: Emit) -> Path | None:
-    """The newest whole checkpoint in ``folder`` with this fingerprint; others before it are set aside and named."""
-    for checkpoint in reversed(_by_step(folder)):
-        try:
-            made_with = read_manifest(checkpoint)["fingerprint"]
-            if made_with == fingerprint:
-                return checkpoint
-            reason = f"it was made with {made_with}, this is {fingerprint}"
-        except StoreError as error:
-            reason = str(error)
-        emit("phase", text=f"{checkpoint.name} set aside as {set_aside(checkpoint, reason).name}: {reason}")
-    return None
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint on this machine: its folder in Trainer's format, and the optimizer step it follows."""
+
+    folder: Path
+    step: int
+
+    @property
+    def log_history(self) -> list[dict[str, Any]]:
+        """What Trainer had logged until then."""
+        return json.loads((self.folder / "trainer_state.json").read_text())["log_history"]
+
+
+class Checkpoints:
+    """The checkpoints of one link while it is trained.
+
+    Args:
+        folders: where they lie.
+        name: prefix of their names.
+        identity: what a checkpoint depends on besides the link's key; one with another identity is not gone on from.
+        order: the examples of every step.
+        emit: where to say what was found and set aside.
+    """
+
+    def __init__(self, folders: Folders, name: str, identity: dict[str, str], order: Order, emit: Emit):
+        self.folders, self.name, self.identity, self.order, self.emit = folders, name, identity, order, emit
+        self.scratch = folders.local(f"{name}/{scratch_name('.scratch')}")
+
+    def __enter__(self) -> "Checkpoints":
+        with disk_errors(self.scratch):
+            self.folders.sweep(self.name)
+            self.scratch.mkdir(parents=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def newest(self) -> Checkpoint | None:
+        """The newest whole checkpoint that belongs to this training; those before it that do not are set aside and named."""
+        found = self.folders.names(self.name)
+        for name in reversed(found):
+            try:
+                published = self.folders.fetch(name)
+                reason = self._foreign(published.manifest)
+                if reason is None:
+                    return Checkpoint(published.folder, published.manifest["step"])
+            except StoreError as error:
+                reason = str(error)
+            aside = self.folders.set_aside(name, reason)
+            self.emit("notice", text=f"{name.rpartition('/')[2]} set aside as {aside.rpartition('/')[2]}: {reason}")
+        if found:
+            self.emit("notice", text="no checkpoint of this chunk is whole: it starts again from its parent")
+        return None
+
+    def publish(self, step: int) -> int:
+        """Publishes what Trainer saved in the scratch folder at this step. Returns its bytes."""
+        saved = self.scratch / f"checkpoint-{step}"
+        written = 0
+
+        def build(staging: Path) -> dict[str, Any]:
+            nonlocal written
+            for path in saved.iterdir():
+                if path.name not in UNWANTED:
+                    written += sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
+                    os.rename(path, staging / path.name)
+            return {}
+
+        self.folders.publish(self._name(step), build,
+                             {"stage": STAGE, "step": step, **self.identity, "place": self.order.place(step)})
+        shutil.rmtree(saved)
+        return written
+
+    def load(self, step: int) -> Checkpoint:
+        """The checkpoint of a step that was published before.
+
+        Raises:
+            StoreError: it is missing or damaged.
+        """
+        published = self.folders.fetch(self._name(step))
+        if published is None:
+            raise StoreError("the checkpoint of the best step is gone", where=self._name(step),
+                             remedy="run the same command again: the chunk goes on from the last one")
+        return Checkpoint(published.folder, step)
+
+    def keep(self, best: int | None) -> None:
+        """Removes all but the last ``KEPT`` and that of step ``best``. By step, not by time: with a clock an hour ahead on
+        an old checkpoint every new one was deleted."""
+        for name in self.folders.names(self.name)[:-KEPT]:
+            if best is None or name != self._name(best):
+                self.folders.remove(name)
+
+    def _name(self, step: int) -> str:
+        return f"{self.name}/step-{step:08d}"
+
+    def _foreign(self, manifest: dict[str, Any]) -> str | None:
+        """Why a whole checkpoint is not one of this training; None if it is."""
+        for name, value in self.identity.items():
+            if manifest.get(name) != value:
+                return f"made with another {name}: {manifest.get(name)}, this is {value}"
+        if manifest["place"] != self.order.place(manifest["step"]):
+            return "made with other examples or in another order"
+        return None
 
 
 class CheckpointKeeper(TrainerCallback):
-    """Seals each checkpoint that Trainer saved, then removes older ones: the last two and the best stay.
+    """Asks Trainer for a checkpoint when time is up, publishes it, and removes older ones.
 
-    ``training_args.bin`` goes before the seal: it is a pickle and holds ``hub_token`` in clear.
+    Args:
+        checkpoints: where to publish.
+        minutes: time after which one is due, besides Trainer's own every so many steps.
+        parameters: trainable ones, for the room that a checkpoint needs.
     """
 
-    def __init__(self, fingerprint: str, emit: Emit):
-        self.fingerprint, self.emit = fingerprint, emit
+    def __init__(self, checkpoints: Checkpoints, minutes: float, parameters: int):
+        self.checkpoints, self.seconds = checkpoints, 60 * minutes
+        self.expected_bytes = parameters * STATE_BYTES
+        self.last = self.began = time.monotonic()
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self.last = time.monotonic()
+        check_space(self.checkpoints.scratch, (KEPT + 1) * self.expected_bytes)  # before anything is computed
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if time.monotonic() - self.last >= self.seconds:
+            control.should_save = True
+        if control.should_save:
+            self.began = time.monotonic()
+            check_space(self.checkpoints.scratch, self.expected_bytes)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        folder = Path(args.output_dir)
-        checkpoint = folder / f"checkpoint-{state.global_step}"
-        for unwanted in ("training_args.bin", "README.md"):
-            (checkpoint / unwanted).unlink(missing_ok=True)
-        seal(checkpoint, {"step": state.global_step, "fingerprint": self.fingerprint})
-        best = Path(state.best_model_checkpoint or "").name
-        for old in _by_step(folder)[:-KEPT]:
-            if old.name != best:
-                shutil.rmtree(old)
-        self.emit("checkpoint", step=state.global_step)
+        written = self.checkpoints.publish(state.global_step)
+        best = best_step(state.log_history)
+        self.checkpoints.keep(best)
+        self.last = time.monotonic()
+        self.checkpoints.emit("checkpoint", step=state.global_step, bytes=written, seconds=round(self.last - self.began, 3))
 
 
-def _by_step(folder: Path) -> list[Path]:
-    # By step, not by time: with a clock an hour ahead on an old checkpoint every new one was deleted.
-    found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+def best_step(log_history: list[dict[str, Any]]) -> int | None:
+    """The step with the lowest validation loss, the first of equals; None where nothing was evaluated."""
+    evaluated = [entry for entry in log_history if "eval_loss" in entry]
+    return min(evaluated, key=lambda entry: entry["eval_loss"])["step"] if evaluated else None

@@ -1,5 +1,6 @@
 """Which device and compute dtype to use, and why."""
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -31,3 +32,10 @@ def choose_compute(model: Model, hardware: Hardware) -> Compute:
     if major >= 8:
         return Compute(device, torch.bfloat16, f"SM {major}.{minor} multiplies bfloat16")
     return Compute(device, torch.float16, f"SM {major}.{minor} has no bfloat16 units: float16 with loss scaling")
+
+
+def make_deterministic() -> None:
+    """Lets this process compute the same bytes every time on a GPU, from its first product on; an operation that cannot
+    raises. See https://docs.pytorch.org/docs/stable/notes/randomness.html; cuBLAS reads its variable at its start."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)

@@ -18,13 +18,10 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from mathtune.errors import EngineError, MathtuneError, OutOfMemory
+from mathtune.errors import EngineError, Interrupted, MathtuneError, OutOfMemory
 from mathtune.events import Emit
+from mathtune.exit_status import DEVICE_FAULT, ORPHANED, OUT_OF_MEMORY, STOPPED
 from mathtune.jobs import JOB, GrpoJob, InspectJob, Job, MeasureJob, ScoreJob, SftJob
-
-ORPHANED = 3  # exit status when the control plane went away
-DEVICE_FAULT = 5  # exit status after a fault of the accelerator; a fresh engine goes on
-OUT_OF_MEMORY = 4  # exit status after an out-of-memory: its memory may not come back in this process
 
 
 class Engine:
@@ -55,9 +52,12 @@ class Engine:
                 return score(job, self._load(job), self.emit)
 
     def _load(self, job: SftJob | GrpoJob | ScoreJob):
+        from mathtune.devices import make_deterministic
         from mathtune.models import load_base
 
         key = job.model.model_dump_json() + job.hardware.device
+        if job.hardware.deterministic:
+            make_deterministic()
         if key != self._base_key:
             self._base = self._base_key = None
             self.emit("phase", text=f"loading {job.model.base}")
@@ -73,8 +73,9 @@ def run_guarded(engine: Engine, line: str, emit: Emit) -> int | None:
         emit("result", result=engine.run(JOB.validate_json(line)))
     except MathtuneError as error:
         emit("failed", error=error.to_dict())
+        return STOPPED if isinstance(error, Interrupted) else None
     except torch.cuda.OutOfMemoryError as error:
-        remedy = "lower hardware.micro_batch (the step stays the same), or hardware.gradient_checkpointing=true"
+        remedy = "hardware.gradient_checkpointing=true, a shorter model.max_length, or a larger card"
         emit("failed", error=OutOfMemory(str(error).splitlines()[0], where="GPU memory", remedy=remedy).to_dict())
         return OUT_OF_MEMORY
     except torch.AcceleratorError:  # the device's context is broken: nothing more can run in this process
@@ -119,6 +120,9 @@ def main() -> int:
     mode.add_argument("--job", type=Path, help="file with one job as JSON")
     mode.add_argument("--connect", help="path of the Unix socket to serve")
     arguments = parser.parse_args()
+    from mathtune.stopping import STOP
+
+    STOP.listen()
     if arguments.connect:
         return serve(arguments.connect)
     failed = []
@@ -127,8 +131,8 @@ def main() -> int:
         failed.append(event == "failed")
         print(json.dumps({"event": event, **fields}), flush=True)
 
-    run_guarded(Engine(emit), arguments.job.read_text(), emit)
-    return 1 if any(failed) else 0
+    status = run_guarded(Engine(emit), arguments.job.read_text(), emit)
+    return status or int(any(failed))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """The control plane's end of the border: starts engines, sends jobs, reads events. Imports no torch.
 
-A dead engine is replaced by a fresh one, and the job goes on from its last checkpoint, ``restarts`` times a job at most.
+What becomes of a job when its engine fails: died or silent → a fresh one goes on from the last checkpoint, so many times;
+out of memory → a fresh one with half the micro-batch; a bad number → back to the last checkpoint once. A signal to this
+process is passed on: the engine saves and stops first.
 """
 
 import json
@@ -11,15 +13,18 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mathtune.errors import EngineError, OutOfMemory, from_dict
+from mathtune.errors import BadNumbers, EngineError, Interrupted, MathtuneError, OutOfMemory, from_dict
 from mathtune.events import Event
-from mathtune.jobs import Job
+from mathtune.exit_status import DEVICE_FAULT, GIVEN_UP
+from mathtune.jobs import InspectJob, Job
 
 START_SECONDS = 180  # importing torch and transformers on a busy machine
+STOP_SECONDS = 15  # a preempted machine gives 20 to 30; what is not saved by then is done again
 
 
 class EngineClient:
@@ -28,11 +33,12 @@ class EngineClient:
     Args:
         log: file that takes the engine's standard output and error.
         on_event: called with every event, in this thread.
-        restarts: fresh engines a job may need before it fails.
+        restarts: fresh engines a job may need, because the old one died, before it fails.
+        silent_seconds: without an event after which a working engine is taken for dead (a fetch from the Hub may last).
     """
 
-    def __init__(self, log: Path, on_event: Callable[[Event], None], restarts: int = 2):
-        self.log, self.on_event, self.restarts = log, on_event, restarts
+    def __init__(self, log: Path, on_event: Callable[[Event], None], restarts: int = 2, silent_seconds: float = 1200):
+        self.log, self.on_event, self.restarts, self.silent_seconds = log, on_event, restarts, silent_seconds
         self._process: subprocess.Popen | None = None
         self._connection: socket.socket | None = None
 
@@ -43,22 +49,43 @@ class EngineClient:
         self.close()
 
     def run(self, job: Job) -> dict[str, Any]:
-        """The job's result.
+        """The job's result; ``incidents`` in it says what happened on the way.
 
         Raises:
             MathtuneError: what the job raised in the engine, as its own class.
             EngineError: the engine died more often than ``restarts`` allows.
         """
-        for attempt in range(self.restarts + 1):
+        deaths, bad_numbers, incidents = 0, 0, []
+        while True:
             try:
-                return self._run_once(job)
+                return {**self._run_once(job), "incidents": incidents}
             except _EngineDied as death:
-                self.on_event({"event": "phase", "text": f"the engine died ({death}); "
-                               f"{'a fresh one goes on' if attempt < self.restarts else 'giving up'}"})
-                self.close()
-                last = str(death)
-        raise EngineError(f"the engine died {self.restarts + 1} times in one job, the last time by {last}",
-                          where=str(self.log), remedy="its output is in that file; the same command goes on")
+                deaths += 1
+                if deaths > self.restarts:
+                    self.close()
+                    raise EngineError(f"the engine died {deaths} times in one job, the last time by {death}",
+                                      where=str(self.log),
+                                      remedy="its output is in that file; the same command goes on") from None
+                what = f"the engine died ({death}); a fresh one goes on"
+            except OutOfMemory as error:
+                smaller = job.halved()
+                if smaller is None:
+                    self.close()
+                    raise
+                job, what = smaller, f"{error.what}; a fresh engine goes on with half the micro-batch, the step stays the same"
+            except BadNumbers as error:
+                bad_numbers += 1
+                if bad_numbers > 1:
+                    raise
+                what = f"{error.where}: {error.what}; a fresh engine tries once more from the last checkpoint"
+            except MathtuneError:
+                raise
+            except BaseException:  # a signal: KeyboardInterrupt, or whatever Prefect raises for SIGTERM
+                self._stop()
+                raise
+            self.close()
+            incidents.append(what)
+            self.on_event({"event": "notice", "text": what})
 
     def close(self) -> None:
         """Ends the engine and everything it started."""
@@ -73,21 +100,56 @@ class EngineClient:
     def _run_once(self, job: Job) -> dict[str, Any]:
         if self._process is None:
             self._start()
+        self._connection.settimeout(None if isinstance(job, InspectJob) else self.silent_seconds)
         try:
             self._connection.sendall(job.model_dump_json().encode() + b"\n")
         except OSError:
             raise _EngineDied(self._cause()) from None
-        for line in self._lines:
-            event = json.loads(line)
+        for event in self._events():
             if event["event"] == "result":
                 return event["result"]
             if event["event"] == "failed":
-                error = from_dict(event["error"])
-                if isinstance(error, OutOfMemory):
-                    self.close()
-                raise error
+                raise from_dict(event["error"])
             self.on_event(event)
         raise _EngineDied(self._cause())
+
+    def _events(self) -> Iterator[Event]:
+        """Events until the engine's end. Whole lines only: a signal may fall into any read."""
+        while True:
+            while b"\n" in self._received:
+                line, self._received = self._received.split(b"\n", 1)
+                yield json.loads(line)
+            try:
+                read = self._connection.recv(65536)
+            except TimeoutError:
+                raise _EngineDied(f"silence for {self.silent_seconds / 60:.3g} min") from None
+            except ConnectionError:
+                return
+            if not read:
+                return
+            self._received += read
+
+    def _stop(self) -> None:
+        """Lets the engine save and stop, and says whether it did; ends it either way."""
+        saved = False
+        if self._process and self._process.poll() is None and self._connection:
+            self._process.send_signal(signal.SIGTERM)
+            saved = self._await_saved(time.monotonic() + STOP_SECONDS)
+        what = "the last step is saved" if saved else "the steps after the last checkpoint will be done again"
+        self.on_event({"event": "stopped", "saved": saved, "text": f"stopped by a signal; {what}; the same command goes on"})
+        self.close()
+
+    def _await_saved(self, deadline: float) -> bool:
+        self._connection.settimeout(STOP_SECONDS)
+        try:
+            for event in self._events():
+                if event["event"] in ("failed", "result"):
+                    return event["event"] == "result" or event["error"]["type"] == Interrupted.__name__
+                self.on_event(event)
+                self._connection.settimeout(max(0.1, deadline - time.monotonic()))
+        except _EngineDied:
+            pass
+        return False
 
     def _start(self) -> None:
         folder = tempfile.mkdtemp(prefix="mathtune-")
@@ -105,8 +167,8 @@ class EngineClient:
                 self._connection = self._accept(listener)
         finally:
             shutil.rmtree(folder)
-        self._lines = self._connection.makefile()
-        self.on_event(json.loads(next(self._lines)))
+        self._received = b""
+        self.on_event(next(self._events()))
 
     def _accept(self, listener: socket.socket) -> socket.socket:
         for _ in range(START_SECONDS):
@@ -124,11 +186,16 @@ class EngineClient:
 
     def _cause(self) -> str:
         status = self._process.wait()
+        if status in _MEANINGS:
+            return _MEANINGS[status]
         return f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
 
 
 class _EngineDied(Exception):
     pass
+
+
+_MEANINGS = {GIVEN_UP: "SIGTERM, with nothing to save", DEVICE_FAULT: "a fault of the accelerator"}
 
 
 def _environment() -> dict[str, str]:

@@ -76,8 +76,20 @@ class OutOfMemory(EngineError):
     """The accelerator's memory was exhausted."""
 
 
+class Interrupted(MachineError):
+    """A signal asked the work to stop; what was done is kept, and the same command goes on."""
+
+
 class TrainingError(MachineError):
     """Training produced numbers that must not be kept (NaN loss, a reward that never moves)."""
+
+
+class BadNumbers(TrainingError):
+    """A loss or gradient is not finite; worth one attempt from the last checkpoint, in a fresh engine."""
+
+
+class RejectedLink(TrainingError):
+    """A link's validation accuracy fell significantly below its parent's."""
 
 
 def _tree(root: type[MathtuneError]) -> dict[str, type[MathtuneError]]:

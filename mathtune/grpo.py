@@ -7,7 +7,6 @@ laid out for the whole run beforehand, since trl's sampler replays the first epo
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
@@ -15,16 +14,18 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer
 
-from mathtune.adapters import WEIGHTS, attach, masters, reshape_for, restore_masters, save_adapter
-from mathtune.checkpoints import CheckpointKeeper
+from mathtune.adapters import WEIGHTS, adapter_digest, attach, masters, reshape_for, restore_masters, save_adapter
 from mathtune.errors import DataError, TrainingError
 from mathtune.events import Emit
+from mathtune.guards import BadNumberGuard
 from mathtune.jobs import GrpoJob
 from mathtune.models import Base, borrowed
+from mathtune.order import lay_out
 from mathtune.prompts import PromptBuilder
 from mathtune.recipe import Lora
-from mathtune.rewards import correctness_reward, format_reward
-from mathtune.training import Reporter, adapter_digest, common_arguments, fingerprint, micro_batch, run_trainer
+from mathtune.resume import Run, open_run
+from mathtune.rewards import checked, correctness_reward, format_reward
+from mathtune.training import common_arguments, run_trainer
 
 FLAT_STD = 1e-6
 FLAT_STEPS = 20  # so many steps in a row in which no group's rewards differ: nothing can be learned
@@ -39,50 +40,49 @@ def refined_lora(job: GrpoJob) -> Lora:
 def refine(job: GrpoJob, base: Base, emit: Emit) -> dict[str, Any]:
     """Runs GRPO and writes the adapter to ``job.output``. Returns what ``sft.train_chunk`` returns."""
     builder = PromptBuilder(job.prompt, base.tokenizer, job.model.max_length)
-    prompts, left_out = make_prompts(job, builder)
+    prompts, left_out = fitting_rows(job, builder)
     emit("phase", text="prompts laid out", prompts=len(prompts), left_out=left_out)
-    lora = refined_lora(job)
-    set_seed(job.grpo.seed)
-    with borrowed(base) as model:
+    grpo, lora = job.grpo, refined_lora(job)
+    places = grpo.max_steps * grpo.prompts_per_step
+    order = lay_out([row["row_id"] for row in prompts], places, grpo.prompts_per_step, grpo.seed)
+    set_seed(grpo.seed)
+    with open_run(job, base, order, emit) as run, borrowed(base) as model:
         model.generation_config.eos_token_id = builder.stop_tokens()
         adapted = attach(model, lora, None)
         try:
             start = reshape_for(load_file(Path(job.start_adapter) / WEIGHTS), job.lora, lora, adapted)
             restore_masters(adapted, start)
-            trainer = make_trainer(job, base, adapted, prompts, emit)
-            restore_masters(adapted, start)
-            assert_policy_is_reference(adapted, start)
-            outcome = run_trainer(trainer, Path(job.checkpoints), fingerprint(base.compute), emit)
+            outcome = run.finished or _train(job, base, adapted, start, as_dataset(prompts, builder, run), run)
         finally:
             adapted.unload()
     save_adapter(outcome.pop("tensors"), lora, job.model.base, Path(job.output))
     base.tokenizer.save_pretrained(job.output)
-    return {**outcome, "adapter_digest": adapter_digest(Path(job.output)), "examples": len(prompts),
-            "left_out": left_out, "alpha": lora.alpha, "targets": sorted(lora.targets)}
+    return {**outcome, "adapter_digest": adapter_digest(Path(job.output)), "micro_batch": job.micro_batch,
+            "examples": len(order.positions), "left_out": left_out, "alpha": lora.alpha, "targets": sorted(lora.targets)}
 
 
-def make_trainer(job: GrpoJob, base: Base, adapted, prompts: Dataset, emit: Emit) -> GRPOTrainer:
+def _train(job: GrpoJob, base: Base, adapted, start: dict[str, torch.Tensor], prompts: Dataset, run: Run) -> dict[str, Any]:
+    trainer = make_trainer(job, base, adapted, prompts, run)
+    restore_masters(adapted, start)
+    assert_policy_is_reference(adapted, start)
+    return run_trainer(trainer, run, BadNumberGuard(run.order, batch=None), job.grpo.save_minutes)
+
+
+def make_trainer(job: GrpoJob, base: Base, adapted, prompts: Dataset, run: Run) -> GRPOTrainer:
     """trl's trainer with both rewards; one generation batch an optimizer step."""
     grpo = job.grpo
-    completions = grpo.prompts_per_step * grpo.generations
-    batch = micro_batch(completions, job.hardware)
     arguments = GRPOConfig(
-        **common_arguments(base.compute, job.hardware, grpo, job.checkpoints, job.tracking, job.title),
-        per_device_train_batch_size=batch, gradient_accumulation_steps=completions // batch, max_steps=grpo.max_steps,
+        **common_arguments(job, grpo, base.compute, run),
         num_generations=grpo.generations, max_completion_length=grpo.max_new_tokens, temperature=grpo.temperature,
         beta=grpo.beta, shuffle_dataset=False,
         disable_dropout=True)  # else policy and reference differ by chance alone, before any step is made
-    rewards = [correctness_reward(grpo.correct_reward), format_reward(grpo.format_reward)]
+    rewards = [checked(correctness_reward(grpo.correct_reward)), checked(format_reward(grpo.format_reward))]
     return GRPOTrainer(adapted, rewards, arguments, train_dataset=prompts, processing_class=base.tokenizer,
-                       callbacks=[Reporter(emit), FlatRewardGuard(), CheckpointKeeper(fingerprint(base.compute), emit)])
+                       callbacks=[FlatRewardGuard()])
 
 
-def make_prompts(job: GrpoJob, builder: PromptBuilder) -> tuple[Dataset, int]:
-    """Prompts and right answers in the order of the whole run, each pass over them in a new seeded order.
-
-    Returns:
-        the data set (``prompt``, ``answer``) and how many prompts were left out as too long to be answered.
-    """
+def fitting_rows(job: GrpoJob, builder: PromptBuilder) -> tuple[list[dict[str, Any]], int]:
+    """The rows whose prompt leaves room for an answer, and how many were left out."""
     rows = pq.read_table(job.rows).to_pylist()
     ids, _ = builder.prompt_ids(rows, reserve=0)
     fitting = [row for row, one in zip(rows, ids, strict=True)
@@ -90,12 +90,13 @@ def make_prompts(job: GrpoJob, builder: PromptBuilder) -> tuple[Dataset, int]:
     if not fitting:
         raise DataError("no prompt leaves room for an answer", where="grpo.max_new_tokens",
                         remedy="raise model.max_length or lower grpo.max_new_tokens")
-    wanted = job.grpo.max_steps * job.grpo.prompts_per_step
-    random = np.random.Generator(np.random.Philox(job.grpo.seed))
-    passes = [random.permutation(len(fitting)) for _ in range(-(-wanted // len(fitting)))]
-    order = np.concatenate(passes)[:wanted]
-    laid_out = [{"prompt": builder.grpo_prompt(fitting[i]), "answer": fitting[i]["answer"]} for i in order]
-    return Dataset.from_list(laid_out), len(rows) - len(fitting)
+    return fitting, len(rows) - len(fitting)
+
+
+def as_dataset(rows: list[dict[str, Any]], builder: PromptBuilder, run: Run) -> Dataset:
+    """Prompts and right answers (``prompt``, ``answer``) in the order in which the rest of the run asks them."""
+    left = [rows[i] for i in run.order.after(run.step)]
+    return Dataset.from_list([{"prompt": builder.grpo_prompt(row), "answer": row["answer"]} for row in left])
 
 
 def assert_policy_is_reference(adapted, start: dict[str, torch.Tensor]) -> None:

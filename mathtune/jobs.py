@@ -14,6 +14,19 @@ from mathtune.recipe_source import Section
 Task = Literal["verifier", "solver"]
 
 
+class Place(Section):
+    """A name in ``mathtune.folders``, as it crosses the border."""
+
+    url: str = Field(description="what open_folders takes: a local path, or a URL")
+    cache: str | None = Field(None, description="local folder of copies, for a URL")
+    name: str = Field(description="prefix of the names below it")
+
+
+def even_split(size: int, at_most: int) -> int:
+    """The largest divisor of ``size`` up to ``at_most``: micro-batches of it make exactly one step."""
+    return max(part for part in range(1, at_most + 1) if size % part == 0)
+
+
 class InspectJob(Section):
     """Look at the base before anything is computed: does it load, has it a tokenizer, do the labels differ?
 
@@ -56,8 +69,22 @@ class SftJob(Section):
     rows: str = Field(description="Parquet of the chunk's rows")
     validation: str = Field(description="Parquet of the validation rows")
     start_adapter: str | None = Field(description="PEFT folder to go on from; None: a fresh adapter")
-    checkpoints: str = Field(description="folder of this chunk's checkpoints")
+    checkpoints: Place = Field(description="where this chunk's checkpoints lie")
     output: str = Field(description="empty folder for the adapter")
+
+    @property
+    def step_size(self) -> int:
+        """Examples of one optimizer step."""
+        return self.sft.examples_per_step
+
+    @property
+    def micro_batch(self) -> int:
+        """Examples of one forward pass."""
+        return even_split(self.step_size, self.hardware.micro_batch)
+
+    def halved(self) -> "SftJob | None":
+        """The same job with half the micro-batch and twice the accumulation; None where it is 1 already."""
+        return _with_half(self, self.micro_batch)
 
 
 class GrpoJob(Section):
@@ -74,8 +101,22 @@ class GrpoJob(Section):
     cache: str
     rows: str = Field(description="Parquet of the prompts' rows")
     start_adapter: str
-    checkpoints: str
+    checkpoints: Place
     output: str
+
+    @property
+    def step_size(self) -> int:
+        """Completions of one optimizer step."""
+        return self.grpo.prompts_per_step * self.grpo.generations
+
+    @property
+    def micro_batch(self) -> int:
+        """Completions of one forward pass."""
+        return even_split(self.step_size, self.hardware.micro_batch)
+
+    def halved(self) -> "GrpoJob | None":
+        """As ``SftJob.halved``."""
+        return _with_half(self, self.micro_batch)
 
 
 class ScoreJob(Section):
@@ -93,6 +134,17 @@ class ScoreJob(Section):
     limit: int | None = Field(description="score only the first rows")
     words_rows: int = Field(description="verifier: rows whose generated words are looked at")
     output: str = Field(description="Parquet file to write (schemas.VERDICTS or schemas.SOLUTIONS)")
+
+    def halved(self) -> "ScoreJob | None":
+        """The same job with batches of half the size; None where they are of one row already."""
+        size = self.evaluation.batch_size // 2
+        return self.model_copy(update={"evaluation": self.evaluation.model_copy(update={"batch_size": size})}) if size else None
+
+
+def _with_half(job, micro_batch: int):
+    if micro_batch == 1:
+        return None
+    return job.model_copy(update={"hardware": job.hardware.model_copy(update={"micro_batch": micro_batch // 2})})
 
 
 Job = InspectJob | MeasureJob | SftJob | GrpoJob | ScoreJob

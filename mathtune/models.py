@@ -18,8 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from mathtune.devices import Compute, choose_compute
 from mathtune.digests import digest_file, digest_value
 from mathtune.errors import MachineError, ModelError
+from mathtune.files import write_json
+from mathtune.folders import LocalFolders
 from mathtune.recipe import Hardware, Model
-from mathtune.store import publish_folder, write_json
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
                    "chat_template.jinja", "vocab.json", "merges.txt")
@@ -138,10 +139,10 @@ def _keep_nf4_layout(model: PreTrainedModel) -> None:
 def _demo_base(cache: Path) -> Path:
     from mathtune.demo.base import BASE_VERSION, build_base
 
-    folder = cache / f"demo-base-{BASE_VERSION}"
-    if not folder.is_dir():
-        publish_folder(folder, lambda staging: build_base(staging) or {}, {"stage": "demo-base"})
-    return folder
+    folders, name = LocalFolders(cache), f"demo-base-{BASE_VERSION}"
+    if folders.fetch(name) is None:
+        folders.publish(name, lambda staging: build_base(staging) or {}, {"stage": "demo-base"})
+    return folders.path(name)
 
 
 def _fetch(spec: Model) -> Path:

@@ -10,6 +10,10 @@ from pydantic import Field, model_validator
 
 from mathtune.recipe_source import Count, Fraction, Name, Positive, Section, Seed, Source, template_fields
 
+Minutes = Annotated[float, Field(gt=0)]
+SAVE_EVERY = Field(200, description="steps between checkpoints")
+SAVE_MINUTES = Field(5.0, description="a checkpoint is made after so many minutes, too, if the steps take longer")
+
 
 class Balance(Section):
     """Equal classes (verifier only)."""
@@ -103,7 +107,10 @@ class Sft(Section):
     examples_per_step: Positive = Field(64, description="examples of one optimizer step, whatever the card holds")
     evaluate_every: Positive | None = Field(None, description="steps between evaluations of the loss on validation rows")
     evaluate_rows: Positive = Field(256, description="validation rows for that loss")
-    save_every: Positive = Field(50, description="steps between checkpoints")
+    save_every: Positive = SAVE_EVERY
+    save_minutes: Minutes = SAVE_MINUTES
+    max_loss_jump: Annotated[float, Field(gt=1)] | None = Field(
+        None, description="stop at a loss so many times the median of the last 20; default: go on")
     keep_best: bool = Field(False, description="end with the checkpoint of the lowest validation loss")
     seed: Seed = 0
 
@@ -134,7 +141,8 @@ class Grpo(Section):
     format_reward: Annotated[float, Field(ge=0)] = Field(0.2, description="for an answer given as #### N")
     alpha: Positive | None = Field(None, description="another alpha than the link's: B is scaled by old/new")
     targets: tuple[str, ...] | None = Field(None, description="more target modules: new ones start with B = 0")
-    save_every: Positive = 50
+    save_every: Positive = SAVE_EVERY
+    save_minutes: Minutes = SAVE_MINUTES
     seed: Seed = 0
 
 
@@ -145,6 +153,8 @@ class Evaluation(Section):
     batch_size: Positive = 32
     words_rows: Count = Field(200, description="verifier: rows whose generated words are looked at, too")
     max_new_tokens: Positive = Field(256, description="solver: longest completion")
+    reject_p: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        0.01, description="a link below its parent with a smaller p of the paired test is rejected; null: never")
 
 
 class Submission(Section):
@@ -169,16 +179,25 @@ class Hardware(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     micro_batch: Positive = Field(8, description="examples in one forward pass; a step accumulates them")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, about a third slower")
+    deterministic: bool = Field(False, description="GPU: the same bytes every time, slower; a CPU's always are")
     engine_restarts: Count = Field(2, description="how often a job goes on in a fresh engine after the old one died")
+    hang_minutes: Minutes = Field(20.0, description="an engine silent for so long while it works is taken for dead")
 
 
 class Storage(Section):
     """Where artifacts, checkpoints and runs lie."""
 
-    root: str = Field(".mathtune", description="folder of artifacts/, chains/ and models/")
+    root: str = Field(".mathtune", description="folder of artifacts/ and chains/, or a URL such as s3://bucket/prefix")
+    cache: str | None = Field(None, description="local folder of models/ and of copies; default: root where that is a folder, "
+                              "else .mathtune")
     runs: str = Field("runs", description="folder of the runs")
     artifact_block: str | None = Field(None, description="saved ArtifactStore block to use instead of root/artifacts")
     checkpoint_block: str | None = Field(None, description="saved CheckpointStore block to use instead of root/chains")
+
+    @property
+    def local(self) -> str:
+        """The folder on this machine for what need not outlive it."""
+        return self.cache or (".mathtune" if "://" in self.root else self.root)
 
 
 class Recipe(Section):

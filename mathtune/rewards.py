@@ -5,10 +5,13 @@ completion is plain text, or a list of chat messages where the prompt was one. L
 which the factories' ``weight`` does.
 """
 
+import functools
+import math
 import re
 from collections.abc import Callable
 
 from mathtune.answers import NUMBER, extract_answer, same_answer
+from mathtune.errors import TrainingError
 
 Completion = str | list[dict]
 Reward = Callable[..., list[float]]
@@ -48,6 +51,32 @@ def format_reward(weight: float = 0.2) -> Reward:
         return [weight * _ends_with_answer(_text(completion)) for completion in completions]
 
     return format
+
+
+def checked(reward: Reward) -> Reward:
+    """The same reward, stopping the run where it raises or gives something that is no finite number: trl would take NaN
+    for "not applicable" and train on the rest.
+
+    Raises:
+        TrainingError: names the reward, how many completions it concerns, and the first of them.
+    """
+
+    @functools.wraps(reward)
+    def watched(completions: list[Completion], **columns) -> list[float]:
+        try:
+            rewards = reward(completions, **columns)
+        except Exception as error:
+            raise TrainingError(f"the reward {reward.__name__} raised {type(error).__name__}: {error}",
+                                where=f"one of {len(completions)} completions, the first: {_text(completions[0])[:80]!r}",
+                                remedy="mend the reward; the last checkpoint is kept") from error
+        bad = [i for i, value in enumerate(rewards) if value is None or not math.isfinite(value)]
+        if bad:
+            raise TrainingError(f"the reward {reward.__name__} gave {rewards[bad[0]]}, one of {len(bad)} of {len(rewards)}",
+                                where=f"completion {_text(completions[bad[0]])[:80]!r}",
+                                remedy="mend the reward; the last checkpoint is kept")
+        return rewards
+
+    return watched
 
 
 def _ends_with_answer(text: str) -> bool:

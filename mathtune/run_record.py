@@ -159,6 +159,18 @@ class TrainingCurve(Part):
     evals: list[EvalStep] = []
 
 
+class Redone(Part):
+    """Steps done more than once because a checkpoint was older than the interruption.
+
+    Attributes:
+        steps: how many, over all interruptions.
+        largest_loss_difference: between the first time and the others; 0 on a CPU and under hardware.deterministic.
+    """
+
+    steps: int = 0
+    largest_loss_difference: float = 0.0
+
+
 class LinkRecord(Part):
     """One link of the chain, trained in this run or found there.
 
@@ -173,6 +185,10 @@ class LinkRecord(Part):
         versus_parent: against the link before (the base for the first), on the same rows.
         adapter: folder of the adapter as a person would write it.
         seconds: wall-clock time of its training.
+        verdict: how it came into the chain (accepted, or by a person although it was rejected).
+        incidents: what happened while it was trained (an engine that died, memory that ran out).
+        redone: steps that were done again after interruptions, and by how much their losses differed at most.
+        micro_batch: examples of one forward pass at the end.
     """
 
     number: int
@@ -188,6 +204,25 @@ class LinkRecord(Part):
     versus_parent: Comparison | None = None
     adapter: str | None = None
     seconds: float | None = None
+    verdict: str = "accepted"
+    incidents: list[str] = []
+    redone: Redone = Redone()
+    micro_batch: int | None = None
+
+
+class LeftOut(Part):
+    """A link that was trained and is not part of what later ones grow from.
+
+    Attributes:
+        number, title: place at which it was trained, and its range.
+        verdict: rejected (waits for a person), or skipped by one.
+        versus_parent: why; None where it is not known any more.
+    """
+
+    number: int
+    title: str
+    verdict: Literal["rejected", "skipped"]
+    versus_parent: Comparison | None = None
 
 
 class RunRecord(Part):
@@ -199,6 +234,8 @@ class RunRecord(Part):
         base_model: folder or Hub id of the frozen base.
         base: figures of the base without an adapter, on the same rows; None where it was not evaluated.
         links: in the order of the chain.
+        left_out: links that were rejected or skipped.
+        exact: interrupted work ends with the same bytes here (a CPU, or a GPU under hardware.deterministic).
         versus_base: the last evaluated link against the base, on the same rows.
         data: facts of each data stage (found, kept, set aside ...) by the stage's name.
         submission: facts of the submission (rows, share of True, digest ...); None where there is none.
@@ -214,6 +251,8 @@ class RunRecord(Part):
     base_model: str
     base: VerifierMetrics | SolverMetrics | None = None
     links: list[LinkRecord] = []
+    left_out: list[LeftOut] = []
+    exact: bool = True
     versus_base: Comparison | None = None
     data: dict[str, dict[str, Any]] = {}
     submission: dict[str, Any] | None = None

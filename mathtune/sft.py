@@ -5,61 +5,74 @@ from typing import Any
 
 import pyarrow.parquet as pq
 from datasets import Dataset
+from safetensors.torch import load_file
 from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
-from mathtune.adapters import attach, masters, restore_masters, save_adapter
-from mathtune.checkpoints import CheckpointKeeper
+from mathtune.adapters import WEIGHTS, adapter_digest, attach, masters, restore_masters, save_adapter
 from mathtune.errors import DataError
 from mathtune.events import Emit
+from mathtune.guards import BadNumberGuard
 from mathtune.jobs import SftJob
 from mathtune.models import Base, borrowed
+from mathtune.order import Order, lay_out
 from mathtune.prompts import Examples, PromptBuilder
-from mathtune.training import Reporter, adapter_digest, common_arguments, fingerprint, micro_batch, run_trainer
+from mathtune.recipe import Sft
+from mathtune.resume import Run, open_run
+from mathtune.training import common_arguments, run_trainer
 
 
 def train_chunk(job: SftJob, base: Base, emit: Emit) -> dict[str, Any]:
     """Trains the job's rows and writes the adapter to ``job.output``.
 
     Returns:
-        steps, seconds, curve, adapter_digest, and counts: examples, tokens, label_tokens, shortened, dropped.
+        steps, seconds, curve, redone, micro_batch, adapter_digest, and counts: examples, tokens, label_tokens, shortened,
+        dropped.
     """
     examples = tokenise(job, base, job.rows)
     if not examples.row_ids:
         raise DataError("no example is left to train", where=job.rows, remedy="raise model.max_length")
     emit("phase", text="tokenised", examples=len(examples.row_ids), shortened=examples.shortened)
+    order = make_order(job.sft, examples.row_ids)
     set_seed(job.sft.seed)
-    with borrowed(base) as model:
+    with open_run(job, base, order, emit) as run, borrowed(base) as model:
         adapted = attach(model, job.lora, Path(job.start_adapter) if job.start_adapter else None)
         try:
-            start = masters(adapted)
-            trainer = make_trainer(job, base, adapted, examples, emit)
-            restore_masters(adapted, start)
-            outcome = run_trainer(trainer, Path(job.checkpoints), fingerprint(base.compute), emit)
+            outcome = run.finished or _train(job, base, adapted, examples, run)
         finally:
             adapted.unload()
+        if job.sft.keep_best:
+            outcome["tensors"] = load_file(run.checkpoints.load(outcome["best_step"]).folder / WEIGHTS)
     save_adapter(outcome.pop("tensors"), job.lora, job.model.base, Path(job.output))
     base.tokenizer.save_pretrained(job.output)
-    return {**outcome, "adapter_digest": adapter_digest(Path(job.output)), **counts(examples)}
+    return {**outcome, "adapter_digest": adapter_digest(Path(job.output)), "micro_batch": job.micro_batch, **counts(examples)}
 
 
-def make_trainer(job: SftJob, base: Base, adapted, examples: Examples, emit: Emit) -> SFTTrainer:
+def _train(job: SftJob, base: Base, adapted, examples: Examples, run: Run) -> dict[str, Any]:
+    start = masters(adapted)
+    trainer = make_trainer(job, base, adapted, examples, run)
+    restore_masters(adapted, start)
+    guard = BadNumberGuard(run.order, job.micro_batch, job.sft.max_loss_jump)
+    return run_trainer(trainer, run, guard, job.sft.save_minutes)
+
+
+def make_order(sft: Sft, row_ids: list[int]) -> Order:
+    """The examples of every step: passes over all of them, for so many epochs or steps as the recipe says."""
+    places = sft.max_steps * sft.examples_per_step if sft.max_steps else max(1, round(sft.epochs * len(row_ids)))
+    return lay_out(row_ids, places, sft.examples_per_step, sft.seed)
+
+
+def make_trainer(job: SftJob, base: Base, adapted, examples: Examples, run: Run) -> SFTTrainer:
     """trl's trainer over rows that are tokenised already; its own truncation and EOS handling stay out of it."""
     sft = job.sft
-    batch = micro_batch(sft.examples_per_step, job.hardware)
     evaluates = sft.evaluate_every is not None
     arguments = SFTConfig(
-        **common_arguments(base.compute, job.hardware, sft, job.checkpoints, job.tracking, job.title),
-        per_device_train_batch_size=batch, gradient_accumulation_steps=sft.examples_per_step // batch,
-        per_device_eval_batch_size=batch, num_train_epochs=sft.epochs, max_steps=sft.max_steps or -1,
+        **common_arguments(job, sft, base.compute, run), per_device_eval_batch_size=job.micro_batch,
         weight_decay=sft.weight_decay, eval_strategy="steps" if evaluates else "no", eval_steps=sft.evaluate_every,
-        load_best_model_at_end=sft.keep_best, metric_for_best_model="eval_loss" if sft.keep_best else None,
-        greater_is_better=False if sft.keep_best else None, max_length=None,
-        dataset_kwargs={"skip_prepare_dataset": True})
+        train_sampling_strategy="sequential", max_length=None, dataset_kwargs={"skip_prepare_dataset": True})
     validation = tokenise(job, base, job.validation, sft.evaluate_rows) if evaluates else None
-    return SFTTrainer(adapted, arguments, train_dataset=as_dataset(examples), processing_class=base.tokenizer,
-                      eval_dataset=as_dataset(validation) if validation else None,
-                      callbacks=[Reporter(emit), CheckpointKeeper(fingerprint(base.compute), emit)])
+    return SFTTrainer(adapted, arguments, train_dataset=as_dataset(examples).select(run.order.after(run.step)),
+                      processing_class=base.tokenizer, eval_dataset=as_dataset(validation) if validation else None)
 
 
 def tokenise(job: SftJob, base: Base, rows_file: str, limit: int | None = None) -> Examples:

@@ -3,63 +3,52 @@
 Everything is Trainer's own loop; nothing here steps an optimizer.
 """
 
-import importlib.metadata
-import math
 import os
 import time
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import Trainer, TrainerCallback
+from safetensors import SafetensorError
+from transformers import Trainer, TrainerCallback, set_seed
 
 from mathtune.adapters import masters
-from mathtune.checkpoints import newest_checkpoint
+from mathtune.checkpoints import CheckpointKeeper
+from mathtune.curves import training_curve
 from mathtune.devices import Compute
-from mathtune.digests import digest_file
-from mathtune.errors import TrainingError
+from mathtune.errors import Interrupted
 from mathtune.events import Emit
-from mathtune.recipe import Hardware, Tracking
-from mathtune.run_record import EvalStep, Step, TrainingCurve
-
-OVERFLOWS = 20  # skipped float16 steps in a row; the scale halves at each, from 65,536
-
-# Where the trainers' names for a figure of a step differ from ours (transformers' Trainer.log, trl's GRPOTrainer).
-LOGGED_AS = {"tokens": "num_tokens", "completion_length": "completions/mean_length",
-             "clipped_ratio": "completions/clipped_ratio"}
-
-
-def micro_batch(examples_per_step: int, hardware: Hardware) -> int:
-    """The largest batch up to ``hardware.micro_batch`` that divides a step, so that every step is what the recipe says."""
-    return max(size for size in range(1, hardware.micro_batch + 1) if examples_per_step % size == 0)
+from mathtune.faults import fault_point
+from mathtune.files import check_space
+from mathtune.guards import BadNumberGuard
+from mathtune.jobs import GrpoJob, SftJob
+from mathtune.journal import Journal
+from mathtune.recipe import Grpo, Sft, Tracking
+from mathtune.resume import Run
+from mathtune.stopping import STOP, StopAtStepEnd
 
 
-def common_arguments(compute: Compute, hardware: Hardware, section, checkpoints: str, tracking: Tracking | None,
-                     title: str) -> dict[str, Any]:
-    """Trainer arguments that SFT and GRPO set alike from their recipe section."""
+def common_arguments(job: SftJob | GrpoJob, section: Sft | Grpo, compute: Compute, run: Run) -> dict[str, Any]:
+    """Trainer arguments that SFT and GRPO set alike from their recipe section; the data that is left is not skipped again."""
     return {
-        "output_dir": checkpoints, "seed": section.seed, "learning_rate": section.learning_rate,
+        "output_dir": str(run.checkpoints.scratch), "max_steps": run.order.steps, "ignore_data_skip": True,
+        "per_device_train_batch_size": job.micro_batch, "gradient_accumulation_steps": job.step_size // job.micro_batch,
+        "seed": section.seed, "learning_rate": section.learning_rate,
         "lr_scheduler_type": section.schedule, "warmup_steps": section.warmup, "optim": section.optimizer,
         "max_grad_norm": section.max_grad_norm, "save_strategy": "steps", "save_steps": section.save_every,
         "bf16": compute.dtype == torch.bfloat16, "fp16": compute.dtype == torch.float16,
-        "use_cpu": compute.device.type == "cpu", "gradient_checkpointing": hardware.gradient_checkpointing,
+        "use_cpu": compute.device.type == "cpu", "gradient_checkpointing": job.hardware.gradient_checkpointing,
         "dataloader_pin_memory": compute.device.type == "cuda", "logging_steps": 1, "logging_nan_inf_filter": False,
-        "disable_tqdm": True, "log_level": "error", "report_to": _tracking(tracking, title), "run_name": title,
+        "disable_tqdm": True, "log_level": "error", "report_to": _tracking(job.tracking, job.title), "run_name": job.title,
     }
 
 
-def fingerprint(compute: Compute) -> str:
-    """What a checkpoint depends on besides the link's key: compute dtype and the versions of the libraries."""
-    libraries = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate")
-    return ", ".join([str(compute.dtype), *(f"{name} {importlib.metadata.version(name)}" for name in libraries)])
-
-
 class Reporter(TrainerCallback):
-    """Turns Trainer's logs into events, keeps the curve in Trainer's state, and stops at a loss that is not a number."""
+    """Turns Trainer's logs into events, and keeps the curve in Trainer's state and the steps in the journal."""
 
-    def __init__(self, emit: Emit):
-        self.emit = emit
-        self.began, self.tokens_before, self.overflows = time.monotonic(), 0, 0
+    def __init__(self, emit: Emit, journal: Journal):
+        self.emit, self.journal = emit, journal
+        self.began, self.tokens_before = time.monotonic(), 0
 
     def on_train_begin(self, args, state, control, **kwargs):
         before = next((entry for entry in reversed(state.log_history) if "loss" in entry), {})  # of the attempt before
@@ -73,38 +62,52 @@ class Reporter(TrainerCallback):
             self.emit("eval", step=state.global_step, eval_loss=logs["eval_loss"])
         if "loss" not in logs:
             return
-        self.refuse_bad_numbers(logs, state.global_step, args.fp16)
         entry = state.log_history[-1]
         entry["seconds"] = round(time.monotonic() - self.began, 3)
         entry["num_tokens"] = entry.get("num_tokens", 0) + self.tokens_before
         point = training_curve([entry]).steps[0]
+        self.journal.note(state.global_step, logs["loss"])
         self.emit("step", steps=state.max_steps, **point.model_dump(mode="json", exclude_none=True))
-
-    def refuse_bad_numbers(self, logs: dict[str, Any], step: int, scaled: bool) -> None:
-        """Stops at a figure that is not finite. Under loss scaling (float16) an overflowing gradient is how the scale is
-        found, and Trainer skips that step: only a row of them is a failure.
-
-        Raises:
-            TrainingError: names the figure and the step.
-        """
-        bad = [key for key in ("loss", "grad_norm", "reward") if not math.isfinite(float(logs.get(key, 0)))]
-        self.overflows = self.overflows + 1 if bad == ["grad_norm"] else 0
-        if bad and not (scaled and bad == ["grad_norm"] and self.overflows < OVERFLOWS):
-            raise TrainingError(f"{bad[0]} is {logs[bad[0]]}", where=f"step {step}",
-                                remedy="lower the learning rate; the last checkpoint before this step is kept")
+        fault_point("step")
 
 
-def run_trainer(trainer: Trainer, checkpoints: Path, fingerprint: str, emit: Emit) -> dict[str, Any]:
-    """Trains to the last step, going on from the newest whole checkpoint. Returns steps, curve and tensors.
+class SeedEachStep(TrainerCallback):
+    """Every optimizer step starts from random states of its own, made from the recipe's seed and the step's number: what
+    it draws (dropout, GRPO's completions) does not depend on what was drawn before it, evaluation included."""
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        seed = np.random.SeedSequence([args.seed, state.global_step]).generate_state(1)[0]
+        set_seed(int(seed))
+
+
+def run_trainer(trainer: Trainer, run: Run, guard: BadNumberGuard, minutes: float) -> dict[str, Any]:
+    """Trains to the last step. Returns ``Run.outcome``.
+
+    Args:
+        trainer: over the examples that are left; its arguments count all steps.
+        run: what it goes on from.
+        guard: against bad numbers.
+        minutes: time between checkpoints, besides Trainer's own every so many steps.
 
     Raises:
-        TrainingError: Trainer returned before the last step (a signal makes it do so with status 0).
+        Interrupted: a signal asked for it; the last step is saved.
+        StoreError: the disk is full; the last checkpoint is whole.
     """
-    resume = newest_checkpoint(checkpoints, fingerprint, emit)
-    if resume:
-        emit("resumed", step=int(resume.name.split("-")[1]))
+    keeper = CheckpointKeeper(run.checkpoints, minutes, sum(p.numel() for p in trainer.model.parameters() if p.requires_grad))
+    for callback in (SeedEachStep(), Reporter(run.emit, run.journal), StopAtStepEnd(), keeper):
+        trainer.add_callback(callback)
+    guard.watch(trainer)
+    _train(trainer, run, keeper.expected_bytes)
+    return run.outcome(trainer.state.log_history, masters(trainer.model))
+
+
+def _train(trainer: Trainer, run: Run, checkpoint_bytes: int) -> None:
     try:
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        with STOP.saving():
+            trainer.train(resume_from_checkpoint=str(run.resume.folder) if run.resume else None)
+    except (OSError, RuntimeError, SafetensorError):
+        check_space(run.checkpoints.scratch, checkpoint_bytes)  # torch and safetensors say in many ways that a disk is full
+        raise
     finally:
         if "wandb" in trainer.args.report_to:
             import wandb
@@ -112,24 +115,8 @@ def run_trainer(trainer: Trainer, checkpoints: Path, fingerprint: str, emit: Emi
             wandb.finish()  # the next chunk is a run of its own
     state = trainer.state
     if state.global_step < state.max_steps:
-        raise TrainingError(f"stopped at step {state.global_step} of {state.max_steps}", remedy="run the same command again")
-    curve = training_curve(state.log_history).model_dump(mode="json", exclude_none=True)
-    return {"steps": state.global_step, "seconds": curve["steps"][-1]["seconds"], "best_step": state.best_global_step,
-            "curve": curve,
-            "tensors": masters(trainer.model)}
-
-
-def adapter_digest(folder: Path) -> str:
-    """Digest of an adapter: of its tensors' file, whatever paths its configuration names."""
-    return digest_file(folder / "adapter_model.safetensors")
-
-
-def training_curve(log_history: list[dict[str, Any]]) -> TrainingCurve:
-    """The curve in Trainer's ``state.log_history``; its closing summary and keys that nobody shows are left out."""
-    evals = [EvalStep(step=entry["step"], eval_loss=entry["eval_loss"]) for entry in log_history if "eval_loss" in entry]
-    steps = [Step(**{name: entry.get(name, entry.get(LOGGED_AS.get(name))) for name in Step.model_fields})
-             for entry in log_history if "loss" in entry]
-    return TrainingCurve(steps=steps, evals=evals)
+        raise Interrupted(f"stopped at step {state.global_step} of {state.max_steps}, which is saved",
+                          remedy="the same command goes on from there")
 
 
 def _tracking(tracking: Tracking | None, title: str) -> str:

@@ -12,9 +12,11 @@ from mathtune.chain import Chain
 from mathtune.engine_client import EngineClient
 from mathtune.errors import StoreError
 from mathtune.events import Event
+from mathtune.files import write_atomically, write_json
+from mathtune.folders import open_folders
 from mathtune.recipe import Recipe
 from mathtune.recipe_file import dump_recipe
-from mathtune.store import ArtifactStore, write_atomically, write_json
+from mathtune.store import ArtifactStore
 
 
 def new_execution() -> str:
@@ -55,11 +57,11 @@ class Workspace:
     """
 
     def __init__(self, recipe: Recipe, execution: str, artifacts: ArtifactStore | None = None, chain: Chain | None = None):
-        root = Path(recipe.storage.root)
+        root, local = recipe.storage.root, Path(recipe.storage.local)
         self.recipe = recipe
-        self.cache = root / "models"
-        self.artifacts = artifacts or ArtifactStore(root / "artifacts")
-        self.chain = chain or Chain(root / "chains", recipe.chain)
+        self.cache = local / "models"
+        self.artifacts = artifacts or ArtifactStore(open_folders(f"{root}/artifacts", local / "artifacts"))
+        self.chain = chain or Chain(open_folders(f"{root}/chains", local / "chains"), recipe.chain)
         self.run = RunFolder(Path(recipe.storage.runs), recipe.name)
         self.folder = self.run.execution(execution)
         self.seconds: dict[str, float] = {}
@@ -70,7 +72,9 @@ class Workspace:
             raise StoreError(f"cannot write there: {error.strerror}", where=str(self.folder),
                              remedy="choose other folders with storage.root and storage.runs") from error
         self.listeners: list[Callable[[Event], None]] = []
-        self.engine = EngineClient(self.folder / "engine.log", self.handle, recipe.hardware.engine_restarts)
+        hardware = recipe.hardware
+        self.engine = EngineClient(self.folder / "engine.log", self.handle, hardware.engine_restarts,
+                                   silent_seconds=60 * hardware.hang_minutes)
         self.emit("begin", recipe=recipe.name, execution=execution, pid=os.getpid())
 
     def __enter__(self) -> "Workspace":

@@ -7,6 +7,7 @@ from pydantic import Field
 
 import mathtune.chain
 import mathtune.store
+from mathtune.folders import open_folders
 
 
 class ArtifactStore(Block):
@@ -16,11 +17,12 @@ class ArtifactStore(Block):
     _block_type_slug = "mathtune-artifact-store"
     _description = "Parquet artifacts of mathtune's stages, by content key."
 
-    root: str = Field(".mathtune/artifacts", description="local folder", title="Folder")
+    root: str = Field(".mathtune/artifacts", description="local folder, or a URL such as s3://bucket/prefix", title="Place")
+    cache: str = Field(".mathtune/artifacts", description="local folder of copies, for a URL", title="Copies")
 
     def open(self) -> mathtune.store.ArtifactStore:
-        """The store itself."""
-        return mathtune.store.ArtifactStore(self.root)
+        """The store itself. Credentials come from the environment (AWS_ACCESS_KEY_ID …), never from the block."""
+        return mathtune.store.ArtifactStore(open_folders(self.root, Path(self.cache)))
 
 
 class CheckpointStore(Block):
@@ -30,8 +32,9 @@ class CheckpointStore(Block):
     _block_type_slug = "mathtune-checkpoint-store"
     _description = "Chains of adapters, and the checkpoints of the chunk that is being trained."
 
-    root: str = Field(".mathtune/chains", description="local folder", title="Folder")
+    root: str = Field(".mathtune/chains", description="local folder, or a URL such as s3://bucket/prefix", title="Place")
+    cache: str = Field(".mathtune/chains", description="local folder of copies, for a URL", title="Copies")
 
     def open(self, chain: str) -> mathtune.chain.Chain:
-        """One chain of the store."""
-        return mathtune.chain.Chain(Path(self.root), chain)
+        """One chain of the store. Credentials come from the environment, never from the block."""
+        return mathtune.chain.Chain(open_folders(self.root, Path(self.cache)), chain)

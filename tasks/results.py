@@ -5,8 +5,10 @@ from typing import Any
 from mathtune.chain import Link
 from mathtune.run_record import RunRecord
 from mathtune.stages import evaluate as evaluation
+from mathtune.stages import judge as judging
 from mathtune.stages import report as reporting
 from mathtune.stages import submit as submission
+from mathtune.stages.judge import Decision
 from mathtune.store import Artifact
 from mathtune.workspace import Workspace
 from tasks.states import run_stage, stage_task
@@ -16,6 +18,14 @@ from tasks.states import run_stage, stage_task
 def evaluate(work: Workspace, base: dict[str, Any], parts: Artifact, link: Link | None, title: str) -> Artifact:
     """A link (None: the base) → scores on the fixed validation rows."""
     return run_stage(work, f"evaluate {title}", lambda: evaluation.evaluate(work, base, parts, link))
+
+
+@stage_task("judge {link.title}")
+def judge(work: Workspace, base: dict[str, Any], parts: Artifact, link: Link, scores: Artifact, parent_scores: Artifact,
+          decision: Decision | None) -> str:
+    """A new link and its parent, scored → its place in the chain, or a rejection that stops the run."""
+    return run_stage(work, f"judge {link.title}",
+                     lambda: judging.judge(work, base, parts, link, scores, parent_scores, decision))
 
 
 @stage_task("submit")

@@ -51,7 +51,7 @@ def run_stage(work: Workspace, title: str, body: Callable[[], Outcome]) -> State
         work.emit("stage", title=title, state="failed", text=str(error))
         raise
     for damage in work.artifacts.damaged[known_damage:]:
-        work.emit("phase", text=damage)
+        work.emit("notice", text=damage)
     work.seconds[title] = round(time.monotonic() - began, 3)
     state = "cached" if outcome.cached else "done"
     work.emit("stage", title=title, state=state, text=outcome.summary, seconds=work.seconds[title])

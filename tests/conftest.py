@@ -1,6 +1,8 @@
 """Shared fixtures: a tiny untrained base, a recipe over the generator's rows, and Prefect's test server."""
 
+import logging
 import os
+import uuid
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the engine: spinning threads starve each other on a busy machine
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
@@ -9,8 +11,10 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 
 from pathlib import Path
 
+import fsspec
 import pytest
 
+from mathtune.folders import Folders, LocalFolders, open_folders
 from mathtune.recipe import Recipe
 from mathtune.recipe_file import parse_recipe
 
@@ -79,6 +83,37 @@ def prefect_server():
 
     with prefect_test_harness(server_startup_timeout=180):
         yield
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """moto's S3 server on a port of its own, found through the environment as any S3 would be; yields a bucket's URL."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*server.get_host_and_port()))
+        for name, value in (("ACCESS_KEY_ID", "test"), ("SECRET_ACCESS_KEY", "test"), ("DEFAULT_REGION", "us-east-1")):
+            patch.setenv(f"AWS_{name}", value)
+        fsspec.filesystem("s3", skip_instance_cache=True).mkdir("mathtune-tests")
+        yield "s3://mathtune-tests"
+    server.stop()
+
+
+@pytest.fixture
+def s3_url(s3_server, tmp_path):
+    """An empty prefix of the bucket."""
+    return f"{s3_server}/{tmp_path.name}-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture(params=["local", "s3"])
+def folders(request, tmp_path) -> Folders:
+    """Empty folders on a local path, and in an object store: the same promises on both."""
+    if request.param == "local":
+        return LocalFolders(tmp_path / "folders")
+    return open_folders(request.getfixturevalue("s3_url"), tmp_path / "copies")
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mathtune.demo.problems import rows
-from mathtune.jobs import GrpoJob, ScoreJob, SftJob
+from mathtune.jobs import GrpoJob, Place, ScoreJob, SftJob
 from mathtune.recipe import Evaluation, Grpo, Hardware, Lora, Model, Prompt, Sft
 from tests.conftest import SOLVER_TEMPLATE, VERIFIER_TEMPLATE
 
@@ -20,6 +20,11 @@ def write_rows(path: Path, task: str, n: int, seed: int = 5) -> Path:
     return path
 
 
+def place(folder: Path) -> Place:
+    """Where a job's checkpoints lie: ``checkpoints/`` below its folder."""
+    return Place(url=str(folder), name="checkpoints")
+
+
 def sft_job(base: Path, folder: Path, task: str = "verifier", n: int = 96, **changes) -> SftJob:
     """An SFT job below ``folder`` on ``n`` rows; ``sft`` and the job's other fields can be changed."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -29,7 +34,7 @@ def sft_job(base: Path, folder: Path, task: str = "verifier", n: int = 96, **cha
         "task": task, "model": Model(base=str(base), max_length=192), "prompt": Prompt(template=template),
         "lora": Lora(rank=8, alpha=16, dropout=0.1), "hardware": CPU, "tracking": None, "title": "test",
         "sft": Sft(learning_rate=5e-3, examples_per_step=16, save_every=2), "cache": str(folder / "cache"),
-        "rows": str(data), "validation": str(data), "start_adapter": None, "checkpoints": str(folder / "checkpoints"),
+        "rows": str(data), "validation": str(data), "start_adapter": None, "checkpoints": place(folder),
         "output": str(folder / "adapter")}
     return SftJob(**{**values, **changes})
 
@@ -43,7 +48,7 @@ def grpo_job(base: Path, folder: Path, start: Path, **changes) -> GrpoJob:
         "model": Model(base=str(base), max_length=192), "prompt": Prompt(template=SOLVER_TEMPLATE), "hardware": CPU,
         "lora": Lora(rank=8, alpha=16, dropout=0.1), "grpo": Grpo(**{**grpo, **changes}), "tracking": None, "title": "test",
         "cache": str(folder / "cache"), "rows": str(write_rows(folder / "prompts.parquet", "solver", 8)),
-        "start_adapter": str(start), "checkpoints": str(folder / "checkpoints"), "output": str(folder / "adapter")})
+        "start_adapter": str(start), "checkpoints": place(folder), "output": str(folder / "adapter")})
 
 
 def score_job(base: Path, folder: Path, task: str = "verifier", adapter: Path | None = None, n: int = 40,

@@ -30,8 +30,8 @@ def test_bootstrap_can_be_run_again_and_a_recipe_can_name_the_blocks(make_recipe
     recipe = make_recipe(storage={"runs": str(tmp_path / "runs"), "root": str(tmp_path / "unused"),
                                   "artifact_block": "default", "checkpoint_block": "default"})
     with open_workspace(recipe, "x") as work:
-        assert work.artifacts.root == tmp_path / "artifacts"
-        assert work.chain.folder == tmp_path / "chains" / "small"
+        assert work.artifacts.folders.root == tmp_path / "artifacts"
+        assert (work.chain.folders.root, work.chain.name) == (tmp_path / "chains", "small")
 
 
 def test_every_deployment_names_a_flow_that_is_there():

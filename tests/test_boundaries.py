@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROOMS = ["mathtune", "storage", "tasks", "flows", "deployments"]
 # modules of the compute plane proper: they run in the engine and may import torch at their top
-COMPUTE = {"adapters", "checkpoints", "devices", "grpo", "inspect_base", "models", "scoring", "sft", "training"}
+COMPUTE = {"adapters", "checkpoints", "devices", "grpo", "guards", "inspect_base", "models", "resume", "scoring", "sft",
+           "stopping", "training"}
 HEAVY = {"torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate"}
 
 

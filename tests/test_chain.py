@@ -1,13 +1,14 @@
-"""A chain's links are immutable, in order, and extended by one worker only."""
+"""A chain's links are immutable, in order, and extended by one worker only: on a disk and in an object store."""
 
 import json
 from dataclasses import replace
 
 import pytest
 
-from mathtune.chain import Chain, Link, disagreements, link_key
+from mathtune.chain import Chain, Entry, Link, chain_names, disagreements, link_key
 from mathtune.errors import ChainError, StoreError
 from mathtune.ranges import Range
+from tests.folders_fixtures import damage_file
 
 PINS = {"base": "b", "pool": "p", "prompt": "q"}
 
@@ -28,54 +29,93 @@ def writer(link, calls=None):
     return train
 
 
-def extend(chain, link, calls=None):
-    return chain.extend(link.number, link.title, link.key, PINS, writer(link, calls))
+def publish(chain, link, calls=None):
+    return chain.publish(link.number, link.title, link.key, writer(link, calls))
 
 
-def test_links_come_back_in_order_and_whole(tmp_path):
-    chain = Chain(tmp_path, "c")
+def extend(chain, link, verdict="accepted"):
+    published = publish(chain, link)
+    chain.settle(published, PINS, verdict)
+    return published
+
+
+@pytest.fixture
+def chain(folders):
+    return Chain(folders, "c")
+
+
+def test_links_come_back_in_order_and_whole(chain):
     first = extend(chain, make_link())
     second = extend(chain, make_link(2, first.key, 10, 20))
-    assert Chain(tmp_path, "c").links() == [first, second]
+    assert Chain(chain.folders, "c").links() == [first, second]
     assert second.range == Range(10, 20)
     assert (chain.adapter(second) / "adapter_model.safetensors").is_file()
+    assert chain_names(chain.folders) == ["c"]
 
 
-def test_a_link_killed_before_it_was_accepted_is_accepted_and_not_trained_again(tmp_path):
-    chain, calls = Chain(tmp_path, "c"), []
-    extend(chain, make_link(), calls)
-    (tmp_path / "c" / "head-0001").unlink()  # as a kill between the two leaves it
-    assert chain.links() == []
-    extend(chain, make_link(), calls)
-    assert calls == [1] and len(chain.links()) == 1
+def test_a_published_link_is_not_in_the_chain_until_it_is_settled_and_is_found_again(chain):
+    calls = []
+    link = publish(chain, make_link(), calls)
+    assert chain.links() == [] and chain.pins() is None
+    assert chain.candidate(1, link.title, link.key) == link
+    chain.settle(link, PINS, "accepted")
+    chain.settle(link, PINS, "accepted")  # as a kill just after the first time does
+    assert calls == [1] and chain.links() == [link]
 
 
-def test_the_second_of_two_workers_loses_and_its_link_is_not_in_the_chain(tmp_path):
-    one, other = Chain(tmp_path, "c"), Chain(tmp_path, "c")
-    winner = make_link(key="a" * 64)
+def test_a_damaged_candidate_is_set_aside_and_made_again(chain):
+    link = publish(chain, make_link())
+    folder = chain.folders.local(f"c/links/0001-sft-0-10-{link.key[:12]}")
+    if chain.folders.cache:
+        chain.folders.write(f"c/links/{folder.name}/manifest.json", "{}")
+    else:
+        damage_file(folder / "adapter" / "adapter_model.safetensors", "flip")
+    assert chain.candidate(1, link.title, link.key) is None
+    assert publish(chain, make_link()) == replace(link, created=chain.candidate(1, link.title, link.key).created)
 
-    def train_while_the_other_finishes(folder):
-        extend(other, winner)
-        return writer(make_link(key="b" * 64))(folder)
 
+def test_the_second_of_two_workers_loses_and_its_link_is_not_in_the_chain(chain):
+    other = Chain(chain.folders, "c")
+    slow = publish(chain, make_link(key="b" * 64))
+    winner = extend(other, make_link(key="a" * 64))
     with pytest.raises(ChainError, match="another worker has added link 1"):
-        one.extend(1, "sft[0:10)", "b" * 64, PINS, train_while_the_other_finishes)
-    assert [link.key for link in one.links()] == [winner.key]
+        chain.settle(slow, PINS, "accepted")
+    assert [link.key for link in chain.links()] == [winner.key]
 
 
-def test_two_workers_that_made_the_same_link_both_have_it(tmp_path):
-    one, other, link = Chain(tmp_path, "c"), Chain(tmp_path, "c"), make_link()
+def test_two_workers_that_made_the_same_link_both_have_it(chain):
+    other, link = Chain(chain.folders, "c"), make_link()
 
     def train_while_the_other_finishes(folder):
         extend(other, link)
         return writer(link)(folder)
 
-    assert one.extend(1, link.title, link.key, PINS, train_while_the_other_finishes) == link
-    assert one.links() == [link]
+    mine = chain.publish(1, link.title, link.key, train_while_the_other_finishes)
+    chain.settle(mine, PINS, "accepted")
+    assert mine == link and chain.links() == [link]
 
 
-def test_a_chain_pins_what_its_first_link_began_with(tmp_path):
-    chain = Chain(tmp_path, "c")
+def test_a_skipped_link_keeps_its_place_and_is_nobodys_parent(chain):
+    first = extend(chain, make_link())
+    skipped = extend(chain, make_link(2, first.key, 10, 20), "skipped")
+    third = extend(chain, make_link(3, first.key, 20, 30))
+    assert chain.links() == [first, third]
+    assert chain.entries()[1] == Entry(skipped, "skipped")
+    with pytest.raises(ChainError, match="another worker has added link 2"):
+        chain.settle(skipped, PINS, "accepted")
+
+
+def test_a_rejected_link_waits_at_the_chains_end_only(chain):
+    first = extend(chain, make_link())
+    worse = publish(chain, make_link(2, first.key, 10, 20))
+    chain.write_record(worse, {"metrics": {"accuracy": 0.1}})
+    chain.write_record(worse, {"verdict": "rejected"})
+    assert chain.rejected() == [worse] and chain.record(worse)["metrics"] == {"accuracy": 0.1}
+    extend(chain, make_link(2, first.key, 10, 20, key="another recipe" + "0" * 50))
+    assert chain.rejected() == []
+
+
+def test_a_chain_pins_what_its_first_link_began_with(chain):
     chain.check_pins(PINS)
     assert chain.pins() is None  # nothing is trained yet: another recipe may still begin it
     extend(chain, make_link())
@@ -86,34 +126,39 @@ def test_a_chain_pins_what_its_first_link_began_with(tmp_path):
     assert chain.pins() == PINS
 
 
-def test_of_two_first_links_of_different_recipes_one_pins_the_chain(tmp_path):
-    one, other = Chain(tmp_path, "c"), Chain(tmp_path, "c")
-
-    def train_while_the_other_finishes(folder):
-        extend(other, make_link())
-        return writer(make_link(key="b" * 64))(folder)
-
+def test_of_two_first_links_of_different_recipes_one_pins_the_chain(chain):
+    slow = publish(chain, make_link(key="b" * 64))
+    extend(Chain(chain.folders, "c"), make_link())
     with pytest.raises(ChainError, match="pins: base"):
-        one.extend(1, "sft[0:10)", "b" * 64, {**PINS, "base": "another"}, train_while_the_other_finishes)
-    assert len(one.links()) == 1
+        chain.settle(slow, {**PINS, "base": "another"}, "accepted")
+    assert len(chain.links()) == 1
 
 
-def test_a_damaged_link_is_never_used(tmp_path):
-    chain = Chain(tmp_path, "c")
+def test_a_damaged_adapter_is_never_used(tmp_path):
+    from mathtune.folders import LocalFolders
+
+    chain = Chain(LocalFolders(tmp_path), "c")
     link = extend(chain, make_link())
-    (chain.adapter(link) / "adapter_model.safetensors").write_bytes(b"x" * len(link.key))
+    damage_file(chain.adapter(link) / "adapter_model.safetensors", "flip")
     with pytest.raises(StoreError, match="a link of the chain is damaged") as caught:
-        chain.links()
+        chain.adapter(link)
     assert "adapter_model.safetensors" in caught.value.where
 
 
-def test_what_is_learned_later_lies_beside_the_link(tmp_path):
-    chain = Chain(tmp_path, "c")
+@pytest.mark.parametrize("name", ["head-0001", "links/{}/manifest.json"])
+def test_a_damaged_head_or_manifest_is_refused(chain, name):
     link = extend(chain, make_link())
-    assert chain.record(link) == {}
-    chain.write_record(link, {"metrics": {"accuracy": 0.5}})
-    assert chain.record(link)["metrics"]["accuracy"] == 0.5
-    assert chain.links() == [link]
+    name = f"c/{name}".format(f"0001-sft-0-10-{link.key[:12]}")
+    chain.folders.write(name, chain.folders.read(name).replace("sft", "sfx"))
+    with pytest.raises(StoreError, match="a link of the chain is damaged"):
+        chain.links()
+
+
+def test_a_chain_that_an_older_version_made_is_not_guessed_at(chain):
+    chain.folders.create_once("c/head-0001", "0001-sft-0-10-abc\n")
+    with pytest.raises(StoreError, match="the head does not parse") as caught:
+        chain.links()
+    assert "chain=NEW" in caught.value.remedy
 
 
 def test_keys_depend_on_parent_kind_and_decisions():

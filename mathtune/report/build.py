@@ -10,9 +10,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from mathtune.files import write_atomically
 from mathtune.report import charts, words
 from mathtune.run_record import LinkRecord, RunRecord, SolverMetrics
-from mathtune.store import write_atomically
 
 SHOWN_ERRORS = 50
 LONGEST_TEXT = 4000  # characters of one field of a wrong answer; a runaway completion must not fill the page
@@ -33,7 +33,7 @@ def build_report(record: RunRecord, errors: list[dict[str, Any]], recipe_yaml: s
     last = words.last_evaluated(record)
     page = _template().render(
         record=record, recipe=recipe_yaml, style=Markup((_FOLDER / "style.css").read_text()),
-        verdict=words.verdict(record), last=last, pictures=_pictures(record),
+        verdict=words.verdict(record), last=last, incidents=_incidents(record), pictures=_pictures(record),
         errors=errors[:SHOWN_ERRORS], error_count=len(errors), loading=_loading(record),
         answers=_answers(last.metrics) if last and record.task == "solver" else None)
     # A lone surrogate in a completion has no UTF-8; it becomes a question mark rather than the end of the run.
@@ -79,6 +79,21 @@ def _answers(metrics: SolverMetrics) -> dict[str, int]:
     right, strict = (round(share.value * metrics.rows) for share in (metrics.accuracy, metrics.strict))
     return {"right, as #### N": strict, "right, in other words": right - strict,
             "wrong": metrics.rows - right - metrics.unparsed, "without an answer": metrics.unparsed}
+
+
+def _incidents(record: RunRecord) -> list[tuple[str, str]]:
+    """What interrupted or changed the training of a link, each with the link's title."""
+    shown = []
+    for link in record.links:
+        title = f"{'Chunk' if link.kind == 'sft' else 'GRPO'} {link.number}"
+        happened = list(link.incidents)
+        if link.redone.steps:
+            happened.append(f"{link.redone.steps} steps were done again after interruptions; their losses differ by at most "
+                            f"{words.number(link.redone.largest_loss_difference)}")
+        if link.verdict != "accepted":
+            happened.append(f"{link.verdict}, although it was rejected as worse than its parent")
+        shown += [(title, what) for what in happened]
+    return shown
 
 
 def _cut(text: Any) -> str:

@@ -6,12 +6,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from mathtune import __version__
-from mathtune.chain import Link
+from mathtune.chain import Chain, Link
 from mathtune.digests import digest_value
 from mathtune.metrics import compare
 from mathtune.recipe_file import dump_recipe
 from mathtune.report.build import build_report
-from mathtune.run_record import LinkRecord, RunRecord, TrainingCurve
+from mathtune.run_record import LeftOut, LinkRecord, Redone, RunRecord, TrainingCurve
 from mathtune.stages import Outcome
 from mathtune.stages.evaluate import correct_rows, metrics_of, wrong_rows
 from mathtune.store import Artifact
@@ -44,17 +44,29 @@ def make_record(work: Workspace, links: list[Link], served: set[str], scores: di
             facts={name: link.result[name] for name in COUNTS if name in link.result},
             metrics=metrics_of(work, scores[link.key], parts) if link.key in scores else None,
             versus_parent=compare(correct[link.parent], correct[link.key]) if both else None,
-            adapter=str(work.chain.adapter(link)), seconds=link.result["seconds"]))
+            adapter=str(work.chain.adapter(link)), seconds=link.result["seconds"],
+            verdict=work.chain.record(link).get("verdict", "accepted"), incidents=link.result["incidents"],
+            redone=Redone.model_validate(link.result["redone"]), micro_batch=link.result["micro_batch"]))
     last = next((link.key for link in reversed(links) if link.key in correct), None)
     builtin = work.recipe.model.base.startswith("builtin:")
     return RunRecord(
         name=work.recipe.name, chain=work.chain.name, task=work.recipe.task, created=datetime.now(UTC),
         base_model=base["folder"] if builtin else work.recipe.model.base,
         base=metrics_of(work, scores[""], parts) if "" in scores else None,
-        links=records, versus_base=compare(correct[""], correct[last]) if last and "" in correct else None,
+        links=records, left_out=left_out(work.chain),
+        exact=base["device"] == "cpu" or work.recipe.hardware.deterministic,
+        versus_base=compare(correct[""], correct[last]) if last and "" in correct else None,
         data={name: artifact.facts for name, artifact in data.items()}, submission=submission,
         versions={"mathtune": __version__, "python": platform.python_version(), **base["versions"]},
         pins=work.chain.pins() or {}, seconds=work.seconds)
+
+
+def left_out(chain: Chain) -> list[LeftOut]:
+    """The links that were skipped, and those that wait for a person's word."""
+    links = [(entry.link, "skipped") for entry in chain.entries() if entry.verdict == "skipped"]
+    links += [(link, "rejected") for link in chain.rejected()]
+    return [LeftOut(number=link.number, title=link.title, verdict=verdict,
+                    versus_parent=chain.record(link).get("versus_parent")) for link, verdict in links]
 
 
 def report(work: Workspace, record: RunRecord, scores: dict[str, Artifact], data: dict[str, Artifact]) -> Outcome:
@@ -66,7 +78,7 @@ def report(work: Workspace, record: RunRecord, scores: dict[str, Artifact], data
     seen = record.model_dump(mode="json", exclude={"created", "seconds"})
     for link in seen["links"]:
         del link["served"]
-    key = digest_value({"stage": "report", "version": 2, "record": seen, "errors": errors, "recipe": recipe})
+    key = digest_value({"stage": "report", "version": 3, "record": seen, "errors": errors, "recipe": recipe})
 
     def build(folder) -> dict[str, Any]:
         build_report(record, errors, recipe, folder / "report.html")

@@ -1,15 +1,17 @@
 """The training stages: open the chain, train a range or serve it from the chain, refine by GRPO."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mathtune import __version__
-from mathtune.chain import Link, disagreements, link_key
+from mathtune.chain import Entry, Link, disagreements, link_key
 from mathtune.digests import digest_value
 from mathtune.errors import ChainError
-from mathtune.jobs import GrpoJob, InspectJob, SftJob
+from mathtune.jobs import GrpoJob, InspectJob, Place, SftJob
+from mathtune.locks import Lease, leased
 from mathtune.ranges import Range, check_follows, replayed_positions
 from mathtune.recipe import Lora
 from mathtune.stages import Outcome, pinned_model
@@ -33,7 +35,10 @@ def open_chain(work: Workspace, base: dict[str, Any], parts: Artifact) -> list[L
         ChainError: the chain pins something else.
     """
     work.chain.check_pins(chain_pins(work, base, parts))
-    return work.chain.links()
+    links = work.chain.links()
+    if links:
+        work.chain.adapter(links[-1])  # what everything further rests on, every byte checked
+    return links
 
 
 def chain_pins(work: Workspace, base: dict[str, Any], parts: Artifact) -> dict[str, str]:
@@ -47,28 +52,41 @@ def chain_pins(work: Workspace, base: dict[str, Any], parts: Artifact) -> dict[s
 
 
 def train_range(work: Workspace, base: dict[str, Any], parts: Artifact, wanted: Range, allow_gap: bool) -> Outcome:
-    """The link of a range: served from the chain if it is there, else trained on top of the head.
+    """The link of a range: served where it is there, else trained on top of the head (and then not in the chain yet).
 
     Raises:
         RangeError: the range overlaps, skips or repeats.
         ChainError: the range was trained by another recipe, or the chain ends in a GRPO link.
     """
-    recipe, links = work.recipe, work.chain.links()
-    done = next((link for link in links if link.range == wanted), None)
-    before = links[:done.number - 1] if done else links
-    trained = [link.range for link in before if link.range]
-    replayed = replayed_positions(wanted, trained, recipe.chunks.replay, recipe.sft.seed)
-    rows = pool_rows(work, parts, np.concatenate([np.arange(wanted.start, wanted.end), replayed]))
-    decided_by = sft_decisions(work, wanted, rows)
-    if done:
-        refuse_other_recipe(work, done, decided_by)
-        return Outcome(done, True, f"link {done.number} of the chain")
-    check_follows(wanted, trained, recipe.chunks.start, allow_gap)
-    parent = before[-1] if before else None
+    if served := _placed_range(work, parts, wanted):
+        return served
+    with leased(work.chain.folders, f"{work.chain.name}/leases", work.emit) as lease:
+        return _placed_range(work, parts, wanted) or _train_range(work, base, parts, wanted, allow_gap, lease)
+
+
+def _placed_range(work: Workspace, parts: Artifact, wanted: Range) -> Outcome | None:
+    """The range's link where it has its place in the chain."""
+    entries = work.chain.entries()
+    done = next((entry for entry in entries if entry.link.range == wanted), None)
+    if done is None:
+        return None
+    rows = range_rows(work, parts, wanted, trained_ranges(entries[:done.link.number - 1]))
+    refuse_other_recipe(work, done.link, sft_decisions(work, wanted, rows))
+    skipped = ", which was skipped" if done.verdict == "skipped" else ""
+    return Outcome(done.link, True, f"link {done.link.number} of the chain{skipped}")
+
+
+def _train_range(work: Workspace, base: dict[str, Any], parts: Artifact, wanted: Range, allow_gap: bool,
+                 lease: Lease) -> Outcome:
+    recipe, entries = work.recipe, work.chain.entries()
+    check_follows(wanted, [entry.link.range for entry in entries if entry.link.range], recipe.chunks.start, allow_gap)
+    parent = next((entry.link for entry in reversed(entries) if entry.verdict == "accepted"), None)
     if parent and parent.kind == "grpo":
         raise ChainError("the chain ends in a GRPO link, which changed the adapter's shape", where=f"chain {work.chain.name}",
                          remedy="train further ranges in another chain: chain=NEW")
-    key = link_key(parent, "sft", decided_by)
+    rows = range_rows(work, parts, wanted, trained_ranges(entries))
+    decided_by = sft_decisions(work, wanted, rows)
+    key, number = link_key(parent, "sft", decided_by), len(entries) + 1
 
     def train(folder: Path) -> Link:
         job = SftJob(task=recipe.task, model=pinned_model(recipe, base), prompt=recipe.prompt, lora=recipe.lora, sft=recipe.sft,
@@ -76,39 +94,84 @@ def train_range(work: Workspace, base: dict[str, Any], parts: Artifact, wanted: 
                      cache=str(work.cache), rows=str(rows.path("rows.parquet")),
                      validation=str(parts.path("validation.parquet")),
                      start_adapter=str(work.chain.adapter(parent)) if parent else None,
-                     checkpoints=str(work.chain.checkpoints(key)), output=str(folder))
-        return new_link(work, base, parent, "sft", key, decided_by, recipe.lora, work.engine.run(job), wanted)
+                     checkpoints=checkpoint_place(work, key), output=str(folder))
+        result = work.engine.run(job)
+        return new_link(base, number, parent, "sft", key, decided_by, recipe.lora, result, wanted)
 
-    link = work.chain.extend(len(links) + 1, f"sft{wanted}", key, chain_pins(work, base, parts), train)
-    return Outcome(link, False, training_summary(link))
+    return make_link(work, lease, number, f"sft{wanted}", key, train)
 
 
 def refine(work: Workspace, base: dict[str, Any], parts: Artifact) -> Outcome:
-    """The GRPO link on top of the chain's last SFT link: served from the chain if it is there."""
-    recipe, links = work.recipe, work.chain.links()
-    done = next((link for link in links if link.kind == "grpo"), None)
-    before = links[:done.number - 1] if done else links
-    drawn = prompt_positions([link.range for link in before], recipe.grpo.prompts, recipe.grpo.seed)
-    rows = pool_rows(work, parts, drawn)
-    decided_by = {"rows": rows.files["rows.parquet"], "grpo": recipe.grpo.model_dump(mode="json", exclude={"save_every"}),
-                  "max_length": recipe.model.max_length, "dtype": recipe.model.dtype}
-    if done:
-        refuse_other_recipe(work, done, decided_by)
-        return Outcome(done, True, f"link {done.number} of the chain")
-    parent = before[-1]
-    key = link_key(parent, "grpo", decided_by)
+    """The GRPO link on top of the chain's last SFT link: served where it is there."""
+    if served := _placed_refinement(work, parts):
+        return served
+    with leased(work.chain.folders, f"{work.chain.name}/leases", work.emit) as lease:
+        return _placed_refinement(work, parts) or _refine(work, base, parts, lease)
+
+
+def _placed_refinement(work: Workspace, parts: Artifact) -> Outcome | None:
+    entries = work.chain.entries()
+    done = next((entry for entry in entries if entry.link.kind == "grpo"), None)
+    if done is None:
+        return None
+    rows = prompt_rows(work, parts, trained_ranges(entries[:done.link.number - 1]))
+    refuse_other_recipe(work, done.link, grpo_decisions(work, rows))
+    return Outcome(done.link, True, f"link {done.link.number} of the chain")
+
+
+def _refine(work: Workspace, base: dict[str, Any], parts: Artifact, lease: Lease) -> Outcome:
+    recipe, entries = work.recipe, work.chain.entries()
+    parent = next(entry.link for entry in reversed(entries) if entry.verdict == "accepted")
+    rows = prompt_rows(work, parts, trained_ranges(entries))
+    decided_by = grpo_decisions(work, rows)
+    key, number = link_key(parent, "grpo", decided_by), len(entries) + 1
 
     def train(folder: Path) -> Link:
         job = GrpoJob(model=pinned_model(recipe, base), prompt=recipe.prompt, lora=recipe.lora, grpo=recipe.grpo,
                       hardware=recipe.hardware, tracking=recipe.tracking, title=f"{recipe.name} grpo", cache=str(work.cache),
                       rows=str(rows.path("rows.parquet")), start_adapter=str(work.chain.adapter(parent)),
-                      checkpoints=str(work.chain.checkpoints(key)), output=str(folder))
+                      checkpoints=checkpoint_place(work, key), output=str(folder))
         result = work.engine.run(job)
         lora = recipe.lora.model_copy(update={"alpha": result["alpha"], "targets": tuple(result["targets"])})
-        return new_link(work, base, parent, "grpo", key, decided_by, lora, result, None)
+        return new_link(base, number, parent, "grpo", key, decided_by, lora, result, None)
 
-    link = work.chain.extend(len(links) + 1, "grpo", key, chain_pins(work, base, parts), train)
+    return make_link(work, lease, number, "grpo", key, train)
+
+
+def make_link(work: Workspace, lease: Lease, number: int, title: str, key: str, train: Callable[[Path], Link]) -> Outcome:
+    """A link that was published before and not judged, or a new one, published only while the lease is ours."""
+    if found := work.chain.candidate(number, title, key):
+        return Outcome(found, True, f"trained before; {training_summary(found)}")
+
+    def train_leased(folder: Path) -> Link:
+        link = train(folder)
+        lease.check()
+        return link
+
+    link = work.chain.publish(number, title, key, train_leased)
     return Outcome(link, False, training_summary(link))
+
+
+def checkpoint_place(work: Workspace, key: str) -> Place:
+    """Where the engine keeps the checkpoints of a link."""
+    folders = work.chain.folders
+    return Place(url=folders.url, cache=str(folders.cache) if folders.cache else None, name=work.chain.checkpoints(key))
+
+
+def trained_ranges(entries: list[Entry]) -> list[Range]:
+    """The ranges of the links that later ones grew from."""
+    return [entry.link.range for entry in entries if entry.link.range and entry.verdict == "accepted"]
+
+
+def range_rows(work: Workspace, parts: Artifact, wanted: Range, trained: list[Range]) -> Artifact:
+    """A range's rows, followed by those of earlier ranges that it replays."""
+    replayed = replayed_positions(wanted, trained, work.recipe.chunks.replay, work.recipe.sft.seed)
+    return pool_rows(work, parts, np.concatenate([np.arange(wanted.start, wanted.end), replayed]))
+
+
+def prompt_rows(work: Workspace, parts: Artifact, trained: list[Range]) -> Artifact:
+    """The rows whose questions GRPO asks."""
+    return pool_rows(work, parts, prompt_positions(trained, work.recipe.grpo.prompts, work.recipe.grpo.seed))
 
 
 def prompt_positions(trained: list[Range], count: int, seed: int) -> np.ndarray:
@@ -118,18 +181,24 @@ def prompt_positions(trained: list[Range], count: int, seed: int) -> np.ndarray:
     return np.sort(random.choice(positions, size=min(count, len(positions)), replace=False))
 
 
-def sft_decisions(work: Workspace, wanted: Range, rows: Artifact) -> dict[str, Any]:
-    """All that decides an SFT link besides its parent and the chain's pins.
+SILENT = {"save_every", "save_minutes", "max_loss_jump"}  # they change nothing in the adapter
 
-    How often it is saved changes nothing, and how often it is evaluated only under dropout (an evaluation's data loader
-    draws from the same random state), unless the best step is kept.
-    """
+
+def sft_decisions(work: Workspace, wanted: Range, rows: Artifact) -> dict[str, Any]:
+    """All that decides an SFT link besides its parent and the chain's pins. How often it is evaluated changes nothing,
+    unless the best step is kept."""
     recipe = work.recipe
-    silent = {"save_every"} | (set() if recipe.lora.dropout else {"evaluate_every", "evaluate_rows"})
-    silent = set() if recipe.sft.keep_best else silent
+    silent = SILENT | (set() if recipe.sft.keep_best else {"evaluate_every", "evaluate_rows"})
     return {"start": wanted.start, "end": wanted.end, "rows": rows.files["rows.parquet"],
             "sft": recipe.sft.model_dump(mode="json", exclude=silent), "dropout": recipe.lora.dropout,
             "max_length": recipe.model.max_length, "overlong": recipe.model.overlong, "dtype": recipe.model.dtype}
+
+
+def grpo_decisions(work: Workspace, rows: Artifact) -> dict[str, Any]:
+    """All that decides a GRPO link besides its parent and the chain's pins."""
+    recipe = work.recipe
+    return {"rows": rows.files["rows.parquet"], "grpo": recipe.grpo.model_dump(mode="json", exclude=SILENT),
+            "max_length": recipe.model.max_length, "dtype": recipe.model.dtype}
 
 
 def refuse_other_recipe(work: Workspace, link: Link, decided_by: dict[str, Any]) -> None:
@@ -141,10 +210,10 @@ def refuse_other_recipe(work: Workspace, link: Link, decided_by: dict[str, Any])
                          remedy="what is in a chain is never changed: go back to that recipe, or chain=NEW")
 
 
-def new_link(work: Workspace, base: dict[str, Any], parent: Link | None, kind: str, key: str, decided_by: dict[str, Any],
+def new_link(base: dict[str, Any], number: int, parent: Link | None, kind: str, key: str, decided_by: dict[str, Any],
              lora: Lora, result: dict[str, Any], wanted: Range | None) -> Link:
     """The link that an engine's result describes."""
-    return Link(number=parent.number + 1 if parent else 1, kind=kind, key=key, parent=parent.key if parent else "",
+    return Link(number=number, kind=kind, key=key, parent=parent.key if parent else "",
                 start=wanted.start if wanted else None, end=wanted.end if wanted else None,
                 adapter_digest=result["adapter_digest"], decided_by=decided_by, lora=lora.model_dump(mode="json"),
                 result=result, versions={"mathtune": __version__, **base["versions"]})

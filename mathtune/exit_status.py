@@ -1,0 +1,9 @@
+"""Exit statuses of the engine, by which whoever started it tells what became of it."""
+
+import signal
+
+ORPHANED = 3  # the control plane went away
+OUT_OF_MEMORY = 4  # the accelerator's memory may not come back in this process
+DEVICE_FAULT = 5  # the accelerator's context is broken; a fresh engine goes on
+STOPPED = 6  # a signal asked for it; the last step is saved
+GIVEN_UP = 128 + signal.SIGTERM  # a signal asked for it where nothing could be saved

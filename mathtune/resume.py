@@ -1,0 +1,79 @@
+"""What a training job goes on from: the newest whole checkpoint that belongs to it, and the examples after that."""
+
+import importlib.metadata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from mathtune.adapters import WEIGHTS, adapter_digest
+from mathtune.checkpoints import Checkpoint, Checkpoints, best_step
+from mathtune.curves import training_curve
+from mathtune.devices import Compute
+from mathtune.events import Emit
+from mathtune.folders import open_folders
+from mathtune.jobs import GrpoJob, SftJob
+from mathtune.journal import Journal
+from mathtune.models import Base
+from mathtune.order import Order
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training job goes on from and reports to, before its trainer exists.
+
+    Attributes:
+        checkpoints: of the link that is trained.
+        resume: the newest whole one; None: from the start.
+        order: the examples of every step.
+        journal: of every step that is done.
+        emit: where events go.
+    """
+
+    checkpoints: Checkpoints
+    resume: Checkpoint | None
+    order: Order
+    journal: Journal
+    emit: Emit
+
+    @property
+    def step(self) -> int:
+        """The optimizer step from which it goes on."""
+        return self.resume.step if self.resume else 0
+
+    @property
+    def finished(self) -> dict[str, Any] | None:
+        """The outcome of a job that was killed between its last checkpoint and its link; None where steps are left."""
+        if self.step < self.order.steps:
+            return None
+        return self.outcome(self.resume.log_history, load_file(self.resume.folder / WEIGHTS))
+
+    def outcome(self, log_history: list[dict[str, Any]], tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+        """Steps, seconds, curve, and which steps were done twice, beside the adapter's ``tensors``."""
+        curve = training_curve(log_history).model_dump(mode="json", exclude_none=True)
+        return {"steps": self.order.steps, "seconds": curve["steps"][-1]["seconds"], "best_step": best_step(log_history),
+                "curve": curve, "redone": self.journal.redone(), "tensors": tensors}
+
+
+@contextmanager
+def open_run(job: SftJob | GrpoJob, base: Base, order: Order, emit: Emit) -> Iterator[Run]:
+    """Finds the newest whole checkpoint of a job, and holds its scratch folder while it trains."""
+    place = job.checkpoints
+    folders = open_folders(place.url, Path(place.cache) if place.cache else None)
+    start = adapter_digest(Path(job.start_adapter)) if job.start_adapter else ""
+    identity = {"fingerprint": fingerprint(base.compute), "start": start}
+    with Checkpoints(folders, place.name, identity, order, emit) as checkpoints:
+        resume = checkpoints.newest()
+        if resume:
+            emit("resumed", step=resume.step)
+        yield Run(checkpoints, resume, order, Journal(folders.local(f"{place.name}/journal.jsonl")), emit)
+
+
+def fingerprint(compute: Compute) -> str:
+    """What a checkpoint depends on besides the link's key: compute dtype and the versions of the libraries."""
+    libraries = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate")
+    return ", ".join([str(compute.dtype), *(f"{name} {importlib.metadata.version(name)}" for name in libraries)])
