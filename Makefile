@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: demo test test-fast test-long lint lock clean
+.PHONY: demo test test-fast test-long crash-test lint lock clean
 
 $(STAMP): constraints.txt pyproject.toml
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
@@ -24,6 +24,9 @@ test-fast: $(STAMP)  ## under three minutes
 
 test-long: $(STAMP)  ## learning and crash rounds
 	$(BIN)/python -m pytest -m long
+
+crash-test: $(STAMP)  ## a hundred kills, about half an hour; KILLS=10 for fewer
+	$(BIN)/python benchmarks/crash_test.py --kills $(or $(KILLS),100)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

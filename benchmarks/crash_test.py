@@ -144,7 +144,7 @@ def start_with_faults(pipeline: Pipeline, draw: random.Random, tally: Tally) -> 
     """A start with crash points armed; each fires once at most, and those that did are counted."""
     folder = Path(tempfile.mkdtemp(dir=pipeline.folder.parent))
     faults = [{"at": at, "ordinal": draw.randint(1, 3), "do": "kill", "once": str(folder / f"{number}")}
-              for number, at in enumerate(draw.sample(CRASH_POINTS, 8))]
+              for number, at in enumerate(draw.sample(CRASH_POINTS, 14))]
     process = pipeline.start(faults)
     process.wait()
     for number, fault in enumerate(faults):

@@ -14,6 +14,7 @@ from mathtune.chain import Chain
 from mathtune.errors import MathtuneError, RecipeError
 from mathtune.folders import open_folders
 from mathtune.recipe_file import load_recipe
+from mathtune.recipe_source import NAME_PATTERN, NAME_RULE
 
 console = Console()
 errors = Console(stderr=True)
@@ -117,6 +118,8 @@ def chain(name: str, *, root: str = ".mathtune", cache: Path = Path(".mathtune")
     cache
         the recipe's storage.cache.
     """
+    if not NAME_PATTERN.fullmatch(name):
+        raise RecipeError(NAME_RULE, where=f"chain {name!r}")
     show.chain_table(console, Chain(open_folders(f"{root}/chains", cache / "chains"), name))
 
 

@@ -68,6 +68,8 @@ class Display:
             self._progress.update(self._line, description=f"{_escape(self._title)}: {_escape(event['text'])}")
         elif kind in ("notice", "stopped"):
             self._progress.console.print(f"   [yellow]! {_escape(event['text'])}[/]", soft_wrap=True)
+        elif kind == "end":
+            self._progress.reset(self._line, total=None, description="telling Prefect", figures="")
         elif kind == "resumed":
             self._progress.console.print(f"   [yellow]goes on from step {event['step']}[/]")
         elif kind == "step":

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from flows.display import Display
 from mathtune.chain import Chain, chain_names
-from mathtune.errors import ChainError
+from mathtune.errors import ChainError, MachineError, MathtuneError
 from mathtune.recipe import Recipe
 from mathtune.workspace import RunFolder, new_execution
 
@@ -25,23 +25,52 @@ QUIET_PREFECT = {
     "PREFECT_CLI_WRAP_LINES": "false",
     "DO_NOT_TRACK": "1",
 }
-
+# Of a server that goes away: Prefect would try for 2 min to tell it how the run ended, and dump every event it cannot send.
+PATIENCE = {"PREFECT_CLIENT_MAX_RETRIES": "4", "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL"}
 
 SAVED = 75  # EX_TEMPFAIL of sysexits.h: not done, try again
 
 
 def execute(console: Console, flow: Callable[..., dict[str, Any]], recipe: Recipe, **parameters: Any) -> None:
-    """Runs a flow with a progress display and prints where the chain stands afterwards."""
+    """Runs a flow with a progress display and prints where the chain stands afterwards.
+
+    Raises:
+        MachineError: Prefect's server went away; the stages did not need it.
+    """
+    from httpx import HTTPError
+
     execution = new_execution()
     events = RunFolder(Path(recipe.storage.runs), recipe.name).execution(execution) / "events.jsonl"
     console.print(f"[bold]{recipe.name}[/]: {recipe.task}, chain {recipe.chain}, base {recipe.model.base}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(stop_status(events)))  # Prefect passes the signal on once it has acted
     with Display(console, events):
-        result = flow(recipe, execution=execution, **parameters)
+        try:
+            result = flow(recipe, execution=execution, **parameters)
+        except HTTPError as error:  # no stage lets one out: Prefect could not tell how the run ended
+            forget_events()
+            raise own_error(error) or MachineError(
+                f"Prefect's server went away: {error}; all that was done is kept", where=f"run {recipe.name}",
+                remedy="prefect server start, or unset PREFECT_API_URL; the same command is then served from there") from error
     console.print(result_table(result["record"]))
     if result["record"]["submission"]:
         console.print(f"results     {RunFolder(Path(recipe.storage.runs), recipe.name).path}/", highlight=False)
     console.print(f"report      {result['report']}", highlight=False)
+
+
+def forget_events() -> None:
+    """Prefect's events that wait for a server that is away: it would try each for 7 s before it lets the process end."""
+    from prefect.events.worker import EventsWorker
+
+    for worker in list(EventsWorker._instances.values()):
+        with worker._queue.mutex:
+            worker._queue.queue.clear()
+
+
+def own_error(error: BaseException | None) -> MathtuneError | None:
+    """The stage's error that Prefect was about to tell its server, if there was one."""
+    while error and not isinstance(error, MathtuneError):
+        error = error.__context__
+    return error
 
 
 def stop_status(events: Path) -> int:
@@ -102,6 +131,5 @@ def _comparison(versus: dict[str, Any] | None) -> str:
     return f"{versus['difference']['value'] * 100:+.1f} points, p {p}"
 
 
-if "PREFECT_API_URL" not in os.environ:
-    for _name, _value in QUIET_PREFECT.items():
-        os.environ.setdefault(_name, _value)
+for _name, _value in (PATIENCE if "PREFECT_API_URL" in os.environ else {**QUIET_PREFECT, **PATIENCE}).items():
+    os.environ.setdefault(_name, _value)

@@ -17,13 +17,15 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from mathtune.errors import StoreError
 from mathtune.events import Emit
-from mathtune.files import check_space, disk_errors, scratch_name
+from mathtune.files import check_space, disk_errors, make_folder, scratch_name
 from mathtune.folders import Folders
 from mathtune.order import Order
 
 KEPT = 2
 STAGE = "checkpoint"
-UNWANTED = ("training_args.bin", "README.md")  # the first is a pickle and holds hub_token in clear
+# The first is a pickle and holds hub_token in clear. The last is GRPO's reference, which is the link's adapter, and made of
+# it again: where its folder lies, transformers before 5.23 loads it and, without a word, not the policy beside it.
+UNWANTED = ("training_args.bin", "README.md", "ref")
 STATE_BYTES = 12  # float32 master and Adam's two moments, a parameter
 
 
@@ -58,7 +60,8 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         with disk_errors(self.scratch):
             self.folders.sweep(self.name)
-            self.scratch.mkdir(parents=True)
+            make_folder(self.scratch.parent)
+            self.scratch.mkdir()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -140,9 +140,12 @@ class ColumnMap:
             labels = pa.array(read, pa.bool_()).take(pc.index_in(values, value_set=distinct))
             unread = pc.and_(pc.is_null(labels), pc.is_valid(values))
         if unread is not None and pc.any(unread).as_py():
-            strange = [str(value) for value in values.filter(unread).unique().to_pylist()]
-            raise DataError(f"column {name}: the label {strange[0]!r} is neither true nor false",
-                            where=_rows(piece, unread), remedy=_label_remedy({*strange, *self.label_values}))
+            strange = values.filter(unread).unique().to_pylist()
+            # Beside another label JSON's true and false have become text: then the other one is what is wrong.
+            worst = [value for value in strange if str(value) not in ("True", "False")] or strange
+            raise DataError(f"column {name}: the label {str(worst[0])!r} is neither true nor false",
+                            where=_rows(piece, pc.is_in(values, value_set=pa.array(worst, values.type))),
+                            remedy=_label_remedy({*map(str, strange), *self.label_values}))
         if self.table != "test" and labels.null_count:
             raise DataError(f"column {name}: the label is missing", where=_rows(piece, pc.is_null(labels)),
                             remedy="remove or mend these rows; rows count from 0")
@@ -189,6 +192,9 @@ def _ids(piece: Piece, name: str) -> pa.Array:
     column = piece.batch.column(name)
     try:
         ids = column.cast(pa.int64())
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            if pc.any(pc.not_equal(ids.cast(column.type), column)).as_py():
+                raise pa.ArrowInvalid("007 or 0x7 would come back as 7")
     except pa.ArrowInvalid as error:
         raise DataError(f"column {name} holds IDs that are not whole numbers", where=piece.where,
                         remedy="map another column, or none to number the rows from 0: source.columns.id") from error

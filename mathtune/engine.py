@@ -23,6 +23,8 @@ from mathtune.events import Emit
 from mathtune.exit_status import DEVICE_FAULT, ORPHANED, OUT_OF_MEMORY, STOPPED
 from mathtune.jobs import JOB, GrpoJob, InspectJob, Job, MeasureJob, ScoreJob, SftJob
 
+HOST_MEMORY = "DefaultCPUAllocator: can't allocate memory"
+
 
 class Engine:
     """Runs jobs one after the other and keeps the last base they asked for."""
@@ -83,6 +85,11 @@ def run_guarded(engine: Engine, line: str, emit: Emit) -> int | None:
         return DEVICE_FAULT
     except Exception as error:
         traceback.print_exc()
+        if isinstance(error, MemoryError) or HOST_MEMORY in str(error):
+            remedy = "end what else runs on this machine, a shorter model.max_length, or a machine with more memory"
+            what = f"the host's memory is exhausted: {str(error) or 'MemoryError'}".splitlines()[0]
+            emit("failed", error=OutOfMemory(what, where="host memory", remedy=remedy).to_dict())
+            return OUT_OF_MEMORY
         emit("failed", error=EngineError(f"{type(error).__name__}: {error}", where="engine",
                                          remedy="the traceback is in engine.log").to_dict())
     return None

@@ -122,7 +122,7 @@ class EngineClient:
             try:
                 read = self._connection.recv(65536)
             except TimeoutError:
-                raise _EngineDied(f"silence for {self.silent_seconds / 60:.3g} min") from None
+                raise _EngineDied(f"no event for {self.silent_seconds:.0f} s") from None
             except ConnectionError:
                 return
             if not read:

@@ -22,12 +22,14 @@ from mathtune.faults import fault_point
 
 MANIFEST = "manifest.json"
 DAMAGED = "damaged-"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FAILS = (*DISK_FULL, errno.EROFS, errno.EIO)
 HOST = socket.gethostname().replace("-", "_")
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
     """Replaces the file at ``path`` in one step: a reader sees the old bytes or the new ones, never a mixture."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     staging = path.with_name(scratch_name(f".{path.name}"))
     try:
         with open(staging, "wb") as file:
@@ -78,15 +80,19 @@ def parse_manifest(text: str, where: str) -> dict[str, Any]:
     """A manifest, held against its own digest.
 
     Raises:
-        StoreError: it is damaged.
+        StoreError: it is damaged, or names a file outside its folder.
     """
     try:
         manifest = json.loads(text)
-        if digest_value({name: value for name, value in manifest.items() if name != "digest"}) == manifest["digest"]:
-            return manifest
+        whole = digest_value({name: value for name, value in manifest.items() if name != "digest"}) == manifest["digest"]
     except (ValueError, KeyError, AttributeError):
-        pass
-    raise StoreError("the manifest is damaged", where=where)
+        whole = False
+    if not whole:
+        raise StoreError("the manifest is damaged", where=where)
+    for name in manifest["files"]:
+        if "\0" in name or name.startswith("/") or ".." in name.split("/"):
+            raise StoreError(f"the manifest names a file outside its folder: {name!r}", where=where)
+    return manifest
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -104,11 +110,31 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         path = folder / name
         if not path.is_file():
             raise StoreError("a file named in the manifest is missing", where=str(path))
+        if path.resolve() != folder.resolve() / name:
+            raise StoreError("a symbolic link, not a file of this folder", where=str(path))
         if path.stat().st_size != facts["bytes"]:
             raise StoreError(f"{path.stat().st_size} bytes, the manifest says {facts['bytes']}", where=str(path))
-        if digest_file(path) != facts["sha256"]:
+        if _readable_digest(path) != facts["sha256"]:
             raise StoreError("its bytes do not match the digest in the manifest", where=str(path))
     return manifest
+
+
+def _readable_digest(path: Path) -> str:
+    try:
+        return digest_file(path)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise StoreError("a file named in the manifest cannot be read: the disk reports an error", where=str(path)) from error
+
+
+def make_folder(folder: Path) -> None:
+    """Creates a folder and those above it that are missing. What is synced in a folder survives a power loss only if the
+    entries on the way to it do."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -167,12 +193,18 @@ def is_live(name: str) -> bool:
 
 
 @contextmanager
-def disk_errors(where: Path) -> Iterator[None]:
-    """Turns the operating system's refusal to write into an error that says where and what to do."""
+def disk_errors(where: Path, only: tuple[int, ...] = ()) -> Iterator[None]:
+    """Turns the operating system's refusal to write into an error that says where and what to do.
+
+    Args:
+        only: error numbers, where other things than this disk may raise OSError too (a download, a library).
+    """
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if only and error.errno not in only:
+            raise
+        full = error.errno in DISK_FULL
         raise StoreError("no space is left on the disk" if full else f"cannot write there: {error.strerror or error}",
                          where=str(where), remedy="free some space; the same command goes on" if full else
                          "check the folder's rights and the disk, or choose another storage.root") from error

@@ -15,11 +15,13 @@ from typing import Any, Protocol
 from mathtune import files
 from mathtune.faults import fault_point
 from mathtune.files import (
+    DISK_FAILS,
     MANIFEST,
     check_space,
     damaged_name,
     disk_errors,
     is_live,
+    make_folder,
     read_manifest,
     scratch_name,
     seal,
@@ -121,10 +123,11 @@ class LocalFolders:
     def publish(self, name: str, build: Build, header: dict[str, Any], expected_bytes: int = 0) -> None:
         target = self.root / name
         staging = target.parent / scratch_name(STAGING)
-        with disk_errors(target):
-            staging.mkdir(parents=True)
-            check_space(staging, expected_bytes)
         try:
+            with disk_errors(target):
+                make_folder(target.parent)
+                staging.mkdir()
+                check_space(staging, expected_bytes)
             stage(staging, build, header)
             with disk_errors(target):
                 try:
@@ -153,17 +156,20 @@ class LocalFolders:
 
     def remove(self, name: str) -> None:
         gone = (self.root / name).parent / scratch_name(REMOVED)
-        try:
-            os.rename(self.root / name, gone)
-        except FileNotFoundError:
-            return
+        with disk_errors(self.root / name):
+            try:
+                os.rename(self.root / name, gone)
+            except FileNotFoundError:
+                return
+            sync_folder(gone.parent)  # or a power loss could undo the renaming, but not the removal of what is in it
         fault_point("remove:renamed")
         shutil.rmtree(gone, ignore_errors=True)
 
     def set_aside(self, name: str, reason: str) -> str:
         aside = damaged_name(name, reason)
-        os.rename(self.root / name, self.root / aside)
-        (self.root / aside / "WHY.txt").write_text(reason + "\n")
+        with disk_errors(self.root / name):
+            os.rename(self.root / name, self.root / aside)
+            (self.root / aside / "WHY.txt").write_text(reason + "\n")
         return aside
 
     def create_once(self, name: str, text: str) -> bool:
@@ -193,7 +199,8 @@ class LocalFolders:
 
 def stage(staging: Path, build: Build, header: dict[str, Any]) -> None:
     """Fills and seals a staging folder."""
-    facts = build(staging)
+    with disk_errors(staging, only=DISK_FAILS):
+        facts = build(staging)
     fault_point(f"{header['stage']}:built")
     with disk_errors(staging):
         seal(staging, {**header, "facts": facts})

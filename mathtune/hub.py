@@ -7,7 +7,10 @@ sorts what goes wrong into the user's mistakes and the network's. Retries are th
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from unittest.mock import patch
+
+import pyarrow as pa
 
 from mathtune.columns import Piece
 from mathtune.errors import DataError, MachineError
@@ -41,8 +44,13 @@ def read_split(source: Source, split: str) -> Iterator[Piece]:
     commit = resolve_commit(source.hub, source.revision)
     where, first = f"{source.hub}@{commit[:12]}, split {split}", 0
     with _explained(source.hub, source.revision), _configured() as datasets:
-        rows = datasets.load_dataset(source.hub, source.config, revision=commit, split=split,
-                                     streaming=source.streaming)
+        load = partial(datasets.load_dataset, source.hub, source.config, revision=commit, split=split,
+                       streaming=source.streaming)
+        try:
+            rows = load()
+        except (datasets.exceptions.DatasetGenerationError, pa.ArrowInvalid):
+            # the client never holds a file that it has kept against its digest: fetch it again
+            rows = load(download_mode="force_redownload")
         for table in rows.with_format("arrow").iter(batch_size=ROW_GROUP):
             for batch in table.combine_chunks().to_batches():
                 yield Piece(batch, where, first)

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from mathtune.devices import choose_compute
 from mathtune.jobs import InspectJob, MeasureJob
-from mathtune.models import base_digests, load_tokenizer, locate_base
+from mathtune.models import base_digests, load_tokenizer, locate_base, without_remote_code
 from mathtune.prompts import PromptBuilder
 from mathtune.tables import count_rows, read_range
 
@@ -21,7 +21,8 @@ def inspect_base(job: InspectJob) -> dict[str, Any]:
     """Digests of base and tokenizer, size, device and dtype. Loads no weights.
 
     Raises:
-        ModelError: no tokenizer, no safetensors, no chat template, or labels whose first tokens do not differ.
+        ModelError: no tokenizer, no safetensors, no chat template, code of its own, or labels whose first tokens do not
+            differ.
     """
     folder = locate_base(job.model, Path(job.cache))
     builder = PromptBuilder(job.prompt, load_tokenizer(folder), job.model.max_length)
@@ -47,8 +48,9 @@ def measure_rows(job: MeasureJob) -> dict[str, float]:
 
 def _parameters(folder: Path) -> dict[str, int]:
     """All weights, and those in the linear layers that NF4 quantises (all but the head)."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), trust_remote_code=False)
+    with without_remote_code(folder), torch.device("meta"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     head = model.get_output_embeddings()
     linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head]
     return {"parameters": sum(parameter.numel() for parameter in model.parameters()),

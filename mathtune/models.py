@@ -57,9 +57,26 @@ def locate_base(spec: Model, cache: Path) -> Path:
     return folder
 
 
+@contextmanager
+def without_remote_code(folder: Path) -> Iterator[None]:
+    """Says in our words that a base cannot be had without running code that came with it.
+
+    Raises:
+        ModelError: it cannot.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ModelError("it comes with code of its own, which is never run", where=str(folder),
+                         remedy="name a model.base that transformers knows by itself") from error
+
+
 def load_tokenizer(folder: Path):
     """The tokenizer, padding on the left so that the last position of a batch is the prompt's last token."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False)
+    with without_remote_code(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -72,9 +89,10 @@ def load_base(spec: Model, hardware: Hardware, cache: Path) -> Base:
     if spec.quantization == "nf4":
         quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                                           bnb_4bit_compute_dtype=compute.dtype)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, quantization_config=quantization, dtype=compute.dtype, device_map={"": compute.device},
-        use_safetensors=True, trust_remote_code=False)
+    with without_remote_code(folder):
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, quantization_config=quantization, dtype=compute.dtype, device_map={"": compute.device},
+            use_safetensors=True, trust_remote_code=False)
     model.requires_grad_(False)
     model.eval()
     _keep_nf4_layout(model)

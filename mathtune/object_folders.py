@@ -19,6 +19,7 @@ from mathtune import files
 from mathtune.errors import StoreError
 from mathtune.faults import fault_point
 from mathtune.files import (
+    DISK_FULL,
     MANIFEST,
     check_space,
     damaged_name,
@@ -49,11 +50,11 @@ class ObjectFolders:
 
     def publish(self, name: str, build: Build, header: dict[str, Any], expected_bytes: int = 0) -> None:
         staging = (self.cache / name).parent / scratch_name(STAGING)
-        with disk_errors(staging):
-            staging.mkdir(parents=True)
-            check_space(staging, expected_bytes)
         data = scratch_name(DATA)
         try:
+            with disk_errors(staging):
+                staging.mkdir(parents=True)
+                check_space(staging, expected_bytes)
             stage(staging, build, {**header, "data": data})
             if self._upload(staging, name, data):
                 fault_point(f"{header['stage']}:published")
@@ -158,19 +159,21 @@ class ObjectFolders:
             data = manifest["data"]
             with disk_errors(staging):
                 staging.mkdir(parents=True)
-            for file in manifest["files"]:
-                (staging / file).parent.mkdir(parents=True, exist_ok=True)
-                with self._errors():
-                    try:
-                        self.fs.get_file(self._at(f"{name}/{data}/{file}"), str(staging / file))
-                    except FileNotFoundError:
-                        raise StoreError("a file named in the manifest is missing",
-                                         where=f"{self.url}/{name}/{data}/{file}") from None
-            (staging / MANIFEST).write_text(text)
-            read_manifest(staging)
-            return Published(self._keep(staging, name), manifest)
+                for file in manifest["files"]:
+                    (staging / file).parent.mkdir(parents=True, exist_ok=True)
+                    self._get(f"{name}/{data}/{file}", staging / file)
+                (staging / MANIFEST).write_text(text)
+                read_manifest(staging)
+                return Published(self._keep(staging, name), manifest)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+    def _get(self, name: str, to: Path) -> None:
+        with self._errors(), disk_errors(to, only=DISK_FULL):  # drivers raise EIO themselves
+            try:
+                self.fs.get_file(self._at(name), str(to))
+            except FileNotFoundError:
+                raise StoreError("a file named in the manifest is missing", where=f"{self.url}/{name}") from None
 
     def _keep(self, staging: Path, name: str) -> Path:
         kept = self.cache / name

@@ -5,21 +5,23 @@ Everything is Trainer's own loop; nothing here steps an optimizer.
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from transformers import Trainer, TrainerCallback, set_seed
+from safetensors.torch import load_file
+from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
 
-from mathtune.adapters import masters
-from mathtune.checkpoints import CheckpointKeeper
+from mathtune.adapters import WEIGHTS, masters, restore_masters
+from mathtune.checkpoints import Checkpoint, CheckpointKeeper
 from mathtune.curves import training_curve
 from mathtune.devices import Compute
-from mathtune.errors import Interrupted
+from mathtune.errors import Interrupted, TrainingError
 from mathtune.events import Emit
 from mathtune.faults import fault_point
-from mathtune.files import check_space
+from mathtune.files import DISK_FAILS, check_space, disk_errors
 from mathtune.guards import BadNumberGuard
 from mathtune.jobs import GrpoJob, SftJob
 from mathtune.journal import Journal
@@ -80,6 +82,27 @@ class SeedEachStep(TrainerCallback):
         set_seed(int(seed))
 
 
+class PolicyIsTheCheckpoints(TrainerCallback):
+    """Holds, before the first step, that the adapter is the checkpoint's and that the optimizer steps these parameters.
+
+    Trainer loads adapters without looking at what peft says of missing tensors.
+
+    Raises:
+        TrainingError: the optimizer holds other parameters.
+    """
+
+    def __init__(self, resume: Checkpoint | None):
+        self.resume = resume
+
+    def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
+        if self.resume:
+            restore_masters(model, load_file(self.resume.folder / WEIGHTS))
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        strange = [name for name, one in model.named_parameters() if one.requires_grad and id(one) not in held]
+        if strange:
+            raise TrainingError("the optimizer does not hold what is trained", where=strange[0])
+
+
 def run_trainer(trainer: Trainer, run: Run, guard: BadNumberGuard, minutes: float) -> dict[str, Any]:
     """Trains to the last step. Returns ``Run.outcome``.
 
@@ -93,8 +116,11 @@ def run_trainer(trainer: Trainer, run: Run, guard: BadNumberGuard, minutes: floa
         Interrupted: a signal asked for it; the last step is saved.
         StoreError: the disk is full; the last checkpoint is whole.
     """
-    keeper = CheckpointKeeper(run.checkpoints, minutes, sum(p.numel() for p in trainer.model.parameters() if p.requires_grad))
-    for callback in (SeedEachStep(), Reporter(run.emit, run.journal), StopAtStepEnd(), keeper):
+    trainable = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
+    keeper = CheckpointKeeper(run.checkpoints, minutes, trainable)
+    trainer.remove_callback(PrinterCallback)  # what it prints are events already
+    policy, reporter = PolicyIsTheCheckpoints(run.resume), Reporter(run.emit, run.journal)
+    for callback in (policy, SeedEachStep(), reporter, StopAtStepEnd(), keeper):
         trainer.add_callback(callback)
     guard.watch(trainer)
     _train(trainer, run, keeper.expected_bytes)
@@ -103,11 +129,14 @@ def run_trainer(trainer: Trainer, run: Run, guard: BadNumberGuard, minutes: floa
 
 def _train(trainer: Trainer, run: Run, checkpoint_bytes: int) -> None:
     try:
+        if "wandb" in trainer.args.report_to:
+            _begin_tracking(run.emit)
         with STOP.saving():
             trainer.train(resume_from_checkpoint=str(run.resume.folder) if run.resume else None)
     except (OSError, RuntimeError, SafetensorError):
         check_space(run.checkpoints.scratch, checkpoint_bytes)  # torch and safetensors say in many ways that a disk is full
-        raise
+        with disk_errors(run.checkpoints.scratch, only=DISK_FAILS):
+            raise
     finally:
         if "wandb" in trainer.args.report_to:
             import wandb
@@ -129,4 +158,19 @@ def _tracking(tracking: Tracking | None, title: str) -> str:
     if not os.environ.get("WANDB_API_KEY"):
         os.environ["WANDB_MODE"] = "offline"
     os.environ["WANDB_NAME"] = tracking.name or title
+    os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")
+    os.environ.setdefault("WANDB_FINISH_TIMEOUT", "60")  # by default the end of a chunk waits for W&B for ever
     return "wandb"
+
+
+def _begin_tracking(emit: Emit) -> None:
+    """Starts the W&B run that Trainer logs to: on this machine where W&B cannot be reached or refuses the key."""
+    import wandb
+
+    names = {"project": os.environ["WANDB_PROJECT"], "name": os.environ["WANDB_NAME"]}
+    try:
+        wandb.init(**names)
+    except wandb.Error as error:
+        offline = wandb.init(**names, mode="offline")
+        emit("notice", text=f"W&B: {str(error).splitlines()[0]}; the training goes on, and its figures are kept on this "
+             f"machine: wandb sync {Path(offline.dir).parent} sends them later")

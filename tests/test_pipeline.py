@@ -12,9 +12,11 @@ import pytest
 
 from flows.parts import evaluate_chain, submit_link, train_range
 from flows.pipeline import pipeline
-from mathtune.errors import ChainError, RangeError
+from mathtune.errors import ChainError, RangeError, RejectedLink
+from mathtune.recipe import Storage
 from mathtune.run_record import RunRecord
 
+DEMO_TEMPLATE = "{question}\n{solution}\nAnswer: {answer}\nRight?\n"
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 
 
@@ -36,7 +38,8 @@ def test_a_verifier_from_source_to_report_and_again_from_what_is_there(recipe):
     result = pipeline(recipe, execution="first")
     first = stages(recipe, "first")
     assert list(first) == ["check-base", "download", "balance", "split", "evaluate base", "train-chunk[0:96)",
-                           "evaluate sft[0:96)", "train-chunk[96:192)", "evaluate sft[96:192)", "submit", "report"]
+                           "evaluate sft[0:96)", "judge sft[0:96)", "train-chunk[96:192)", "evaluate sft[96:192)",
+                           "judge sft[96:192)", "submit", "report"]
     assert set(first.values()) == {"done"}
     folder = Path(recipe.storage.runs) / "small"
     for name in ("recipe.yaml", "manifest.json", "metrics.json", "predictions.parquet", "errors.jsonl", "submission.csv",
@@ -108,6 +111,64 @@ def test_ranges_are_trained_one_after_the_other(recipe):
     submit_link(recipe, link=2, execution="eight")
     side = json.loads((Path(recipe.storage.runs) / "small" / "submission.json").read_text())
     assert side["link"] == 2 and side["range"] == "[64:96)"
+
+
+@pytest.fixture
+def worse(make_recipe):
+    """The demo's base, on which a chunk teaches enough to be unlearned."""
+    return make_recipe("verifier", model={"base": "builtin:demo", "max_length": 256}, validation={"rows": 100},
+                         source={"generator": {"rows": 3000, "test_rows": 20, "seed": 1}}, chunks={"size": 640, "end": 1280},
+                         evaluation={"words_rows": 0, "batch_size": 100}, lora={"rank": 16, "alpha": 32},
+                         prompt={"template": DEMO_TEMPLATE}, sft={"learning_rate": 1e-3, "examples_per_step": 32, "epochs": 4})
+
+
+def test_a_link_worse_than_its_parent_is_rejected_and_waits_for_a_persons_word(worse):
+    good = train_range(worse, start=0, end=640, execution="good")["record"]["links"][0]
+    assert good["metrics"]["accuracy"]["value"] > 0.7
+    spoilt = worse.model_copy(update={"sft": worse.sft.model_copy(update={"learning_rate": 1.0, "max_steps": 4})})
+    for execution in ("rejected", "again"):
+        with pytest.raises(RejectedLink, match=r"sft\[640:1280\) is worse than its parent: -\d+\.\d points") as caught:
+            train_range(spoilt, start=640, end=1280, execution=execution)
+        assert "--accept" in caught.value.remedy and "--skip" in caught.value.remedy
+    assert stages(worse, "rejected")["train-chunk[640:1280)"] == "done"
+    assert stages(worse, "again")["train-chunk[640:1280)"] == "cached"  # it is there, and not trained again
+    record = json.loads((Path(worse.storage.runs) / "small" / "metrics.json").read_text())
+    assert [link["number"] for link in record["links"]] == [1]
+    assert [(one["title"], one["verdict"]) for one in record["left_out"]] == [("sft[640:1280)", "rejected")]
+
+    train_range(spoilt, start=640, end=1280, decision="skip", execution="skip")
+    gentle = worse.model_copy(update={"sft": worse.sft.model_copy(update={"learning_rate": 1e-5, "max_steps": 2})})
+    record = train_range(gentle, next_rows=64, execution="after")["record"]
+    assert [(link["number"], link["start"], link["end"]) for link in record["links"]] == [(1, 0, 640), (3, 1280, 1344)]
+    assert record["left_out"][0]["verdict"] == "skipped" and record["links"][1]["versus_parent"] is not None
+
+    with pytest.raises(RejectedLink):
+        train_range(spoilt, next_rows=64, execution="worse")
+    record = train_range(gentle, next_rows=64, execution="another-recipe")["record"]
+    assert [link["number"] for link in record["links"]] == [1, 3, 4] and len(record["left_out"]) == 1
+    with pytest.raises(ChainError, match="no rejected link waits for a decision"):
+        train_range(gentle, next_rows=64, decision="accept", execution="nothing")
+
+    with pytest.raises(RejectedLink):
+        train_range(spoilt, next_rows=64, execution="worse-again")
+    record = train_range(spoilt, next_rows=64, decision="accept", execution="accepted")["record"]
+    assert [link["verdict"] for link in record["links"]] == ["accepted"] * 3 + ["accepted by a person"]
+    assert "although it was rejected" in (Path(worse.storage.runs) / "small" / "report.html").read_text()
+
+
+def test_everything_in_an_object_store_and_again_from_another_machine(recipe, s3_url, tmp_path):
+    """Artifacts, links and checkpoints on S3; a second machine, with nothing of its own, is served all of it."""
+    def on(machine):
+        return recipe.model_copy(update={"storage": Storage(
+            root=s3_url, cache=str(tmp_path / machine), runs=str(tmp_path / machine / "runs"))})
+
+    pipeline(on("one"), execution="first")
+    pipeline(on("two"), execution="second")
+    seen = stages(on("two"), "second")
+    assert [title for title, state in seen.items() if state == "done"] == ["check-base", "submit"]
+    for name in ("submission.csv", "predictions.parquet"):
+        one, two = (tmp_path / machine / "runs" / "small" / name for machine in ("one", "two"))
+        assert one.read_bytes() == two.read_bytes()
 
 
 def test_replayed_rows_come_from_earlier_ranges(recipe):

@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mathtune.balance import balance_rows
 from mathtune.digests import digest_value
+from mathtune.errors import StoreError
+from mathtune.questions import question_keys, scan_questions
 from mathtune.sources import pin_source, read_source, source_identity
 from mathtune.split import split_rows
 from mathtune.stages import Outcome
@@ -50,14 +53,33 @@ def split(work: Workspace, rows: Artifact, name: str) -> Outcome:
 
 
 def pool_rows(work: Workspace, parts: Artifact, positions: np.ndarray) -> Artifact:
-    """``rows.parquet``: the training pool's rows at the given positions (int64), in that order."""
-    key = stage_key("chunk", pool=parts.files["pool.parquet"], positions=digest_value(positions.tolist()))
+    """``rows.parquet``: the training pool's rows at the given positions (int64), in that order.
+
+    Raises:
+        StoreError: a validation row's question is among them.
+    """
+    key = stage_key("chunk", pool=parts.files["pool.parquet"], validation=parts.files["validation.parquet"],
+                    positions=digest_value(positions.tolist()))
 
     def build(folder: Path) -> dict[str, int]:
-        pq.write_table(take_rows(parts.path("pool.parquet"), positions), folder / "rows.parquet", compression="zstd")
+        rows = take_rows(parts.path("pool.parquet"), positions)
+        if work.recipe.validation.group_by == "question":
+            refuse_leak(rows, parts)
+        pq.write_table(rows, folder / "rows.parquet", compression="zstd")
         return {"rows": len(positions)}
 
     return work.artifacts.get_or_build("chunk", key, build)
+
+
+def refuse_leak(rows: pa.Table, parts: Artifact) -> None:
+    """Holds, without trusting the split, that rows to train on ask no question of the validation rows."""
+    validation, _ = scan_questions(parts.path("validation.parquet"))
+    leaked = np.isin(question_keys(rows["question"]), validation)
+    if leaked.any():
+        ids = rows["row_id"].filter(pa.array(leaked)).slice(0, 5).to_pylist()
+        raise StoreError(f"{leaked.sum()} of {len(rows)} rows to train on ask a validation row's question; "
+                         f"row_id {', '.join(map(str, ids))}", where=str(parts.path("pool.parquet")),
+                         remedy="remove the folder of this file: the same command splits the rows again")
 
 
 def stage_key(stage: str, **decides) -> str:

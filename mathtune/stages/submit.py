@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from mathtune import __version__
 from mathtune.chain import Link
-from mathtune.errors import DataError, TrainingError
+from mathtune.errors import DataError, StoreError, TrainingError
 from mathtune.metrics import interval
 from mathtune.recipe_file import dump_recipe
 from mathtune.stages import Outcome
@@ -29,6 +29,9 @@ def submit(work: Workspace, base: dict[str, Any], raw: Artifact, link: Link) -> 
     scores = score_rows(work, base, link, raw.path("test.parquet"), raw.files["test.parquet"], limit=None, words_rows=0)
     test = pq.read_table(raw.path("test.parquet"), columns=["row_id", "ID", "is_correct"])
     table = pq.read_table(scores.path("scores.parquet"))
+    if not table["row_id"].equals(test["row_id"]):
+        raise StoreError("the scores are not one for each test row, in order", where=str(scores.path("scores.parquet")),
+                         remedy="remove the folder of this file: the same command scores the rows again")
     predictions = table.add_column(0, "ID", test["ID"]).drop_columns(["said", "words"] if "said" in table.column_names else [])
     facts = {"rows": len(test), "link": link.number, "range": str(link.range or "grpo"), "chain": work.chain.name,
              "adapter_digest": link.adapter_digest, "test_rows_digest": raw.files["test.parquet"],

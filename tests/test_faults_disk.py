@@ -1,0 +1,477 @@
+"""Faults of the disk, the host's memory and the clock, made for real: traced system calls, small mounts, limits, cgroups."""
+
+import ast
+import itertools
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from mathtune import locks
+from mathtune.chain import Chain
+from mathtune.engine_client import EngineClient
+from mathtune.errors import StoreError
+from mathtune.files import read_manifest
+from mathtune.folders import LocalFolders, open_folders
+from mathtune.sft import train_chunk
+from mathtune.store import ArtifactStore
+from tests.folders_fixtures import build, damage_file
+from tests.jobs_fixtures import place, sft_job
+from tests.test_chain import PINS, extend, make_link
+from tests.test_training import Events, fresh
+
+needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+HEADER = {"stage": "s"}
+PROGRAM = """
+import sys; from pathlib import Path; from types import SimpleNamespace
+from mathtune.chain import Chain; from mathtune.errors import StoreError
+from mathtune.files import write_atomically; from mathtune.folders import LocalFolders; from mathtune.store import ArtifactStore
+from tests.folders_fixtures import build; from tests.test_chain import extend, make_link
+folders = LocalFolders(sys.argv[1])
+try: {}
+except StoreError as error: sys.exit(str(error))
+"""
+PUBLISH, PUBLISH_Y, PUBLISH_Z = (f"folders.publish('a/{name}', build, {HEADER})" for name in "xyz")
+PUBLISH_CHECKPOINTS = """
+    from mathtune.checkpoints import Checkpoints
+    with Checkpoints(folders, 'a', {}, SimpleNamespace(place=lambda step: {}), print) as checkpoints:
+        for step in (1, 2, 3):
+            (checkpoints.scratch / f'checkpoint-{step}').mkdir()
+            build(checkpoints.scratch / f'checkpoint-{step}')
+            checkpoints.publish(step)
+            checkpoints.keep(None)"""
+MODELLED = "open,creat,openat,write,pwrite64,writev,ftruncate,truncate,fallocate,copy_file_range,sendfile,fsync,fdatasync," \
+           "rename,renameat,renameat2,link,linkat,symlink,symlinkat,unlink,unlinkat,rmdir,mkdir,mkdirat"
+
+
+def run_program(body: str, root: Path, *under: str) -> subprocess.CompletedProcess:
+    return subprocess.run([*under, sys.executable, "-c", PROGRAM.format(body), str(root)], capture_output=True, text=True,
+                          cwd=Path(__file__).parents[1], timeout=120)
+
+
+@dataclass(eq=False)
+class Node:
+    """A file (bytes) or folder (entries) of a modelled disk: as programs see it, and as it was when it was last synced."""
+
+    seen: bytes | dict
+    synced: bytes | dict
+
+    def at(self, path: str, view: str) -> "Node | None":
+        node = self
+        for part in path.split("/") if path else ():
+            node = node and getattr(node, view).get(part)
+        return node
+
+    def write_to(self, path: Path, entries: str) -> None:
+        """Writes out what a power loss leaves: of files what was synced, of folders the synced entries or the last ones."""
+        if isinstance(self.synced, bytes):
+            path.write_bytes(self.synced)
+            return
+        path.mkdir()
+        for name, node in getattr(self, entries).items():
+            node.write_to(path / name, entries)
+
+
+def replay(body: str, tmp_path: Path):
+    """Runs a program on an empty disk and yields the modelled disk as it is after each of its calls."""
+    root, trace = tmp_path / "disk", tmp_path / "trace"
+    root.mkdir()
+    done = run_program(body, root / "new" / "store", "strace", "-f", "--seccomp-bpf", "-y", "-s", "1000000", "-o", str(trace),
+                       "-e", f"trace={MODELLED}")
+    assert done.returncode == 0, done.stderr
+    disk = Node({}, {})
+    for line in trace.read_text().splitlines():
+        call, arguments, result = re.fullmatch(r"\d+ +(\w+)\((.*)\) += (.+)|.*", line).groups()
+        assert "<unfinished" not in line
+        if call is None or not re.search(rf"{root}[/>]", arguments) or result.startswith("-"):
+            continue
+        quoted = [ast.literal_eval(f"b{text}") for text in re.findall(r'"(?:[^"\\]|\\.)*"', arguments)]
+        named = re.findall(rf"<{root}/?([^>]*)>", arguments)
+        paths = [text.decode().removeprefix(f"{root}/") for text in quoted if text.startswith(f"{root}/".encode())]
+        parts = [(disk.at(path.rpartition("/")[0], "seen").seen, path.rpartition("/")[2]) for path in paths]
+        match call:
+            case "openat" if "O_CREAT" in arguments:
+                node = parts[0][0].setdefault(parts[0][1], Node(b"", b""))
+                node.seen = b"" if "O_TRUNC" in arguments else node.seen
+            case "openat":
+                assert "O_TRUNC" not in arguments
+            case "mkdir":
+                parts[0][0][parts[0][1]] = Node({}, {})
+            case "write":
+                disk.at(named[0], "seen").seen += quoted[-1]
+            case "fsync" | "fdatasync":
+                node = disk.at(named[0], "seen")
+                node.synced = node.seen if isinstance(node.seen, bytes) else dict(node.seen)
+            case "rename":
+                parts[1][0][parts[1][1]] = parts[0][0].pop(parts[0][1])
+            case "link":
+                parts[1][0][parts[1][1]] = parts[0][0][parts[0][1]]
+            case "unlink" | "rmdir":
+                del parts[0][0][parts[0][1]]
+            case "unlinkat":
+                del disk.at(named[0], "seen").seen[quoted[0].decode()]
+            case _:
+                pytest.fail(f"the model does not know {line[:200]}")
+        yield disk
+
+
+def left_whole(disk: Node, name: str, scratch: Path) -> bool:
+    """Whether a published folder surely survives a power loss now; fails where a half one could."""
+    for view, entries in itertools.product(("seen", "synced"), repeat=2):
+        if node := disk.at(name, view):
+            shutil.rmtree(scratch, ignore_errors=True)
+            node.write_to(scratch, entries)
+            assert len(read_manifest(scratch)["files"]) >= 2
+    return disk.at(name, "synced") is not None
+
+
+@needs_strace
+@pytest.mark.parametrize(("body", "names"), [
+    (f"{PUBLISH}; {PUBLISH_Y}; folders.remove('a/x'); {PUBLISH_Z}", ["a/x", "a/y", "a/z"]),
+    pytest.param(PUBLISH_CHECKPOINTS, [f"a/step-{step:08d}" for step in (1, 2, 3)], marks=pytest.mark.slow)])
+def test_power_lost_at_any_call_leaves_folders_whole_or_absent_and_always_one(tmp_path, body, names):
+    survivors, begun = [], False
+    for disk in replay(body, tmp_path):
+        survivors = [name for name in names if left_whole(disk, f"new/store/{name}", tmp_path / "left")]
+        assert survivors or not begun, "the older one was lost before the newer one was safe"
+        begun = bool(survivors)
+    assert survivors[-1] == names[-1]
+
+
+@needs_strace
+def test_power_lost_at_any_call_leaves_no_head_without_its_link(tmp_path):
+    store, link = "new/store/c", make_link()
+    for disk in replay("extend(Chain(folders, 'c'), make_link())", tmp_path):
+        safe = left_whole(disk, f"{store}/links/0001-sft-0-10-{link.key[:12]}", tmp_path / "left")
+        for view in ("seen", "synced"):
+            if head := disk.at(f"{store}/head-0001", view):
+                assert json.loads(head.synced)["verdict"] == "accepted" and safe
+                assert json.loads(disk.at(f"{store}/pins.json", "synced").synced) == PINS
+    assert disk.at(f"{store}/head-0001", "synced")
+
+
+@needs_strace
+def test_power_lost_at_any_call_leaves_a_text_as_it_was_or_as_it_shall_be(tmp_path):
+    path, durable = "new/store/state.json", [None]
+    for disk in replay("write_atomically(folders.root / 'state.json', 'old'); folders.write('state.json', 'new')", tmp_path):
+        seen, synced = (disk.at(path, view) for view in ("seen", "synced"))
+        assert seen is None or seen.synced in (b"old", b"new")
+        durable.append(synced and synced.synced)
+    assert [text for text, _ in itertools.groupby(durable)] == [None, b"old", b"new"]
+
+
+@pytest.fixture
+def mount(tmp_path):
+    """Makes a small file system (tmpfs or a loop-mounted ext4) and mounts it below ``tmp_path``; all are gone afterwards."""
+    mounted = []
+
+    def make(kind: str = "tmpfs", options: str = "size=8m") -> Path:
+        point, image = tmp_path / f"disk{len(mounted)}", tmp_path / "image"
+        point.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", options, "mathtune-test", str(point)]
+        if kind == "ext4":
+            image.write_bytes(b"")
+            os.truncate(image, 8 * 2**20)
+            if subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(image)], capture_output=True).returncode:
+                pytest.skip("no mkfs.ext4 here")
+            command = ["mount", "-o", "loop", str(image), str(point)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"mounting is not permitted here: {done.stderr.strip()}")
+        mounted.append(point)
+        return point
+
+    try:
+        yield make
+    finally:
+        for point in mounted:
+            subprocess.run(["umount", "--lazy", str(point)])
+
+
+@contextmanager
+def filled(disk: Path, left: int):
+    """While this lasts a neighbour's file leaves so many bytes free."""
+    with open(disk / "neighbour", "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free - left)
+    try:
+        yield
+    finally:
+        (disk / "neighbour").unlink()
+
+
+def remount(disk: Path, how: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{how}", str(disk)], check=True)
+
+
+def published_steps(disk: Path) -> list[int]:
+    """Steps of the checkpoints on a disk, every byte of them checked."""
+    folders = LocalFolders(disk)
+    return [folders.fetch(name).manifest["step"] for name in folders.names("checkpoints")]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_base, tmp_path_factory):
+    """A job of six steps with a checkpoint after every second: its adapter's digest, and what a checkpoint takes on a disk."""
+    job = sft_job(tiny_base, tmp_path_factory.mktemp("undisturbed"))
+    digest = train_chunk(job, fresh(job), Events())["adapter_digest"]
+    files = (Path(job.checkpoints.url) / "checkpoints" / "step-00000006").iterdir()
+    return digest, sum(-(-path.stat().st_size // 4096) * 4096 for path in files)
+
+
+@pytest.fixture
+def on_disk(tiny_base, tmp_path):
+    """A job whose checkpoints lie on ``disk``, as a call that trains it: the result or the error, and the events."""
+
+    def make(disk):
+        job = sft_job(tiny_base, tmp_path / "job", checkpoints=place(disk))
+
+        def train(hook=lambda event, step: None):
+            events = Events()
+
+            def emit(event, **fields):
+                events(event, **fields)
+                hook(event, fields.get("step"))
+
+            try:
+                return train_chunk(job, fresh(job), emit), events
+            except (StoreError, KeyboardInterrupt) as error:
+                return error, events
+
+        return train
+
+    return make
+
+
+def dies_at_step_3(event, step):
+    if (event, step) == ("step", 3):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "room", "saved"), [("tmpfs", 1, []), ("tmpfs", 2, [2]), ("tmpfs", 2.3, [2, 4]),
+                                                     ("tmpfs", 2.75, [2, 4]), ("ext4", 2.75, [2, 4])])
+def test_a_full_disk_is_named_the_older_checkpoint_stays_and_with_room_the_job_goes_on(mount, on_disk, undisturbed, kind, room,
+                                                                                       saved):
+    """Refused before the first step, before a save (2.3), or in the middle of what torch and safetensors write (2, 2.75)."""
+    digest, checkpoint_bytes = undisturbed
+    disk = mount(kind)
+    train = on_disk(disk)
+    with filled(disk, int(room * checkpoint_bytes)):
+        error, events = train()
+        assert isinstance(error, StoreError) and "are needed" in error.what and error.where.startswith(f"{disk}/checkpoints")
+        assert error.remedy == "free some space; the same command goes on"
+        assert published_steps(disk) == saved and bool(events.of("step")) == bool(saved)
+    result, events = train()
+    assert [event["step"] for event in events.of("resumed")] == saved[-1:] and not events.of("notice")
+    assert result["adapter_digest"] == digest and published_steps(disk) == [4, 6]
+
+
+@pytest.mark.slow
+def test_a_disk_without_inodes_is_full_though_bytes_are_free(mount, on_disk, undisturbed):
+    disk = mount(options="size=8m,nr_inodes=60")
+
+    def crowd(event, step):
+        if (event, step) == ("step", 3):
+            with pytest.raises(OSError, match="No space left"):
+                for number in range(99):
+                    (disk / f"crowd-{number}").touch()
+
+    train = on_disk(disk)
+    error, _ = train(crowd)
+    assert isinstance(error, StoreError) and error.what == "no space is left on the disk" and str(disk) in error.where
+    assert published_steps(disk) == [2]
+    for path in disk.glob("crowd-*"):
+        path.unlink()
+    assert train()[0]["adapter_digest"] == undisturbed[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("before", [True, False])
+def test_a_read_only_disk_is_named_before_any_step_and_writable_again_the_job_goes_on(mount, on_disk, undisturbed, before):
+    disk = mount()
+    train = on_disk(disk)
+    if before:
+        assert isinstance(train(dies_at_step_3)[0], KeyboardInterrupt)
+        remount(disk, "ro")
+    error, events = train(lambda event, step: (event, step) == ("step", 3) and remount(disk, "ro"))
+    assert isinstance(error, StoreError) and error.what == "cannot write there: Read-only file system"
+    assert str(disk) in error.where and "another storage.root" in error.remedy
+    assert not (before and events.of("step")) and published_steps(disk) == [2]
+    remount(disk, "rw")
+    result, events = train()
+    assert events.of("resumed") == [{"event": "resumed", "step": 2}] and result["adapter_digest"] == undisturbed[0]
+
+
+@pytest.mark.parametrize("pages", [0, 1, 2])
+def test_a_disk_that_fills_up_while_an_artifact_is_published_keeps_nothing_half_and_no_litter(mount, pages):
+    """Room for none of its files, for the first, or for all but the manifest."""
+    disk = mount(options="size=256k")
+    store = ArtifactStore(disk)
+    store.get_or_build("stage", "other", build)
+    with filled(disk, pages * 4096):
+        with pytest.raises(StoreError, match="no space is left on the disk") as caught:
+            store.get_or_build("stage", "key", build)
+        assert str(disk) in caught.value.where and "free some space" in caught.value.remedy
+        assert os.listdir(disk / "stage") == ["other"] and store.find("stage", "other")
+    assert store.get_or_build("stage", "key", build).facts == {"rows": 4}
+
+
+def test_what_is_damaged_on_a_read_only_disk_is_refused_with_the_disk_named(mount):
+    disk = mount()
+    damage_file(ArtifactStore(disk).get_or_build("stage", "key", build).path("rows.bin"), "flip")
+    remount(disk, "ro")
+    with pytest.raises(StoreError, match="Read-only file system") as caught:
+        ArtifactStore(disk).get_or_build("stage", "key", build)
+    assert caught.value.where == str(disk / "stage" / "key")
+
+
+@pytest.mark.slow
+def test_a_full_disk_for_the_copies_of_an_object_store_is_not_taken_for_the_store(mount, s3_url, tmp_path):
+    open_folders(s3_url, tmp_path / "elsewhere").publish("a/x", build, HEADER)
+    disk = mount()
+    folders = open_folders(s3_url, disk)
+    with filled(disk, 0), pytest.raises(StoreError, match="no space is left on the disk") as caught:
+        folders.fetch("a/x")
+    assert str(disk) in caught.value.where and "free some space" in caught.value.remedy
+    assert folders.fetch("a/x").manifest["facts"] == {"rows": 4}
+
+
+@needs_strace
+@pytest.mark.slow
+@pytest.mark.parametrize("call", ["fsync", "write", "rename"])
+def test_an_io_error_in_any_call_of_publishing_is_named_and_leaves_nothing_half(tmp_path, call):
+    for ordinal in itertools.count(1):
+        root = tmp_path / str(ordinal)
+        root.mkdir()
+        done = run_program(PUBLISH, root, "strace", "-f", "-o", "/dev/null", "-e", f"inject={call}:error=EIO:when={ordinal}")
+        found = LocalFolders(root).fetch("a/x")
+        if done.returncode == 0:
+            break
+        what, _, remedy = done.stderr.partition("\n")
+        assert re.fullmatch(rf"{root}/a.*: cannot write there: Input/output error", what) and "the disk" in remedy
+        assert [path.name for path in root.glob("a/*")] == ["x"] * bool(found)
+        assert run_program(PUBLISH, root).returncode == 0 and LocalFolders(root).fetch("a/x")
+    assert found and ordinal > 2
+
+
+@needs_strace
+def test_what_a_disk_cannot_read_is_set_aside_and_made_again(tmp_path):
+    file = ArtifactStore(tmp_path).get_or_build("stage", "key", build).path("rows.bin")
+    body = "store = ArtifactStore(folders); store.get_or_build('stage', 'key', build); sys.exit(store.damaged[0])"
+    done = run_program(body, tmp_path, "strace", "-o", "/dev/null", "-P", str(file), "-e", "inject=read:error=EIO:when=1")
+    assert f"{file}: a file named in the manifest cannot be read" in done.stderr and "set aside as" in done.stderr
+    assert ArtifactStore(tmp_path).find("stage", "key")
+
+
+@pytest.mark.slow
+def test_staging_lies_on_the_file_system_of_its_target(mount, tiny_base, undisturbed, tmp_path, monkeypatch):
+    disk = mount()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    chain, link = Chain(LocalFolders(disk / "chains"), "c"), make_link()
+
+    def train(folder):
+        assert folder.parent.stat().st_dev == disk.stat().st_dev != tmp_path.stat().st_dev
+        checkpoints = place(disk / "chains").model_copy(update={"name": chain.checkpoints(link.key)})
+        job = sft_job(tiny_base, tmp_path / "job", checkpoints=checkpoints, output=str(folder))
+        return replace(link, adapter_digest=train_chunk(job, fresh(job), Events())["adapter_digest"])
+
+    made = chain.publish(1, link.title, link.key, train)
+    chain.settle(made, PINS, "accepted")
+    assert chain.links() == [made] and made.adapter_digest == undisturbed[0]
+
+
+@pytest.fixture
+def engine_job(tiny_base, tmp_path):
+    """Runs a job in an engine and calls ``strike`` once with the engine's process, at the third step."""
+
+    def run(strike):
+        struck = []
+
+        def on_event(event):
+            if event["event"] == "step" and event["step"] == 3 and not struck:
+                struck.append(strike(engine._process.pid))
+
+        with EngineClient(tmp_path / "engine.log", on_event, restarts=1) as engine:
+            return engine.run(sft_job(tiny_base, tmp_path / "job"))
+
+    return run
+
+
+@pytest.mark.slow
+def test_an_engine_that_the_hosts_memory_killer_took_ends_with_the_same_bytes_in_a_fresh_one(engine_job, undisturbed, tmp_path):
+    group = next(path for path in map(Path, ("/sys/fs/cgroup/memory", "/sys/fs/cgroup")) if path.is_dir()) / tmp_path.name
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no memory cgroup can be made here: {error}")
+    try:
+        limit = next((group / name for name in ("memory.limit_in_bytes", "memory.max") if (group / name).exists()), None)
+        if limit is None:
+            pytest.skip("the memory controller is not enabled here")
+        limit.write_text(str(2**18))
+        result = engine_job(lambda pid: (group / "cgroup.procs").write_text(str(pid)))
+        killed = next(group / name for name in ("memory.oom_control", "memory.events") if (group / name).exists())
+        assert "oom_kill 1" in killed.read_text()
+    finally:
+        group.rmdir()
+    assert result["incidents"] == ["the engine died (signal SIGKILL); a fresh one goes on"]
+    assert result["adapter_digest"] == undisturbed[0]
+
+
+@pytest.mark.slow
+def test_an_engine_whose_host_gives_no_more_memory_is_replaced_by_one_that_needs_less(engine_job, tmp_path):
+    def limit(pid):
+        """Below what it had at most, so that the step's largest buffer cannot be had again; small ones can."""
+        peak = int(re.search(r"VmPeak:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) * 1024
+        resource.prlimit(pid, resource.RLIMIT_AS, (peak - 2**25, peak - 2**25))
+
+    result = engine_job(limit)
+    assert len(result["incidents"]) == 1 and "can't allocate memory" in result["incidents"][0]
+    assert result["micro_batch"] == 4 and result["steps"] == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("days", [1, -1])
+def test_a_clock_that_jumps_between_two_attempts_changes_nothing(on_disk, undisturbed, tmp_path, monkeypatch, days):
+    train = on_disk(tmp_path)
+    assert isinstance(train(dies_at_step_3)[0], KeyboardInterrupt)
+    jumped = time.time() + 86400 * days
+    os.utime(tmp_path / "checkpoints" / "step-00000002", (jumped, jumped))
+    clock = time.time
+    monkeypatch.setattr(time, "time", lambda: clock() - 86400 * days)
+    result, events = train()
+    assert events.of("resumed") == [{"event": "resumed", "step": 2}] and result["adapter_digest"] == undisturbed[0]
+    assert published_steps(tmp_path) == [4, 6]
+
+
+@pytest.mark.parametrize("days", [1, -1])
+def test_a_clock_that_jumps_takes_no_lease_from_its_holder_and_a_chain_keeps_its_order(tmp_path, monkeypatch, days):
+    folders, clock, polls = LocalFolders(tmp_path), time.time, []
+    chain = Chain(folders, "c")
+    first = extend(chain, replace(make_link(), created="2999-01-01T00:00:00Z"))
+    holding = locks.leased(folders, "c/leases", Events())
+    lease = holding.__enter__()
+
+    def poll(_):
+        monkeypatch.setattr(time, "time", lambda: clock() + 86400 * days)
+        lease.check()
+        polls.append(lease.number)
+        if len(polls) == 3:
+            holding.__exit__(None, None, None)
+
+    monkeypatch.setattr(time, "sleep", poll)
+    with locks.leased(folders, "c/leases", Events()) as next_lease:
+        next_lease.check()
+        assert polls == [lease.number] * 3 and next_lease.number == lease.number + 1
+        second = extend(chain, make_link(2, first.key, 10, 20))
+    assert Chain(folders, "c").links() == [first, second]

@@ -1,0 +1,335 @@
+"""Faults around a run, injected for real: Prefect's server and its database, SIGTERM, W&B and the Hub away; and secrets.
+
+Every run is ``mathtune run`` as a person types it, in a process of its own, against a real ``prefect server start``.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Cancelling
+from rich.console import Console
+
+from deployments.bootstrap import make_pool
+from flows import show
+from mathtune.errors import ChainError
+from tests.conftest import VERIFIER_TEMPLATE
+from tests.hub_server import REPO, HubServer
+from tests.test_hub_source import FILES
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+NOBODY = "http://127.0.0.1:9"  # nothing listens there
+CANARIES = {"HF_TOKEN": "hf_canaryAAAAAAAAAAAAAAAAAAAAAAAAAAAA", "WANDB_API_KEY": "c0ffee" * 6 + "c0ff",
+            "AWS_SECRET_ACCESS_KEY": "canary/BBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBB"}
+PATIENCE = 120  # seconds, on a busy machine
+
+
+def start(log: Path, *command: str, **options) -> subprocess.Popen:
+    """A Python module as a process whose output goes to a file."""
+    with open(log, "ab") as output:
+        return subprocess.Popen([sys.executable, "-m", *command], stdout=output, stderr=subprocess.STDOUT, **options)
+
+
+def until(condition, process: subprocess.Popen):
+    """What a condition gives once it gives something, while a process lives."""
+    for _ in range(PATIENCE * 50):
+        if found := condition():
+            return found
+        assert process.poll() is None, f"ended with {process.returncode} before"
+        time.sleep(0.02)
+    pytest.fail(f"nothing after {PATIENCE} s")
+
+
+class World:
+    """The folder below which every run of this module works, its Prefect server, and the environment of all."""
+
+    def __init__(self, folder: Path, base: Path):
+        self.folder, self.base, self.database = folder, base, folder / "prefect"
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = str(free.getsockname()[1])
+        self.url = f"http://127.0.0.1:{self.port}/api"
+        self.environment = {**os.environ, **CANARIES, "PREFECT_API_URL": self.url, "PREFECT_HOME": str(folder / "client"),
+                            "HF_HOME": str(folder / "hf"), "WANDB_DIR": str(folder), "COLUMNS": "200"}
+
+    def start_server(self) -> None:
+        self.server = start(self.folder / "server.log", "prefect", "server", "start", "--port", self.port,
+                            env={**self.environment, "PREFECT_HOME": str(self.database)}, start_new_session=True)
+        until(self._answers, self.server)
+
+    def kill_server(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.server.pid, signal.SIGKILL)
+        self.server.wait()
+
+    def _answers(self) -> bool:
+        with suppress(httpx.TransportError):
+            return httpx.get(f"{self.url}/health", trust_env=False).is_success
+        return False
+
+    def states(self, name: str) -> list[str]:
+        """States of the flow runs of a recipe, in the order of their start."""
+        with temporary_settings({PREFECT_API_URL: self.url}), get_client(sync_client=True) as client:
+            runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=[name])),
+                                         sort=FlowRunSort.START_TIME_ASC)
+        return [run.state_name for run in runs]
+
+    def recipe(self, name: str, **changes) -> dict:
+        """Writes a small recipe: two chunks of 12 steps, a checkpoint after every second step."""
+        values = {
+            "name": name, "task": "verifier", "source": {"generator": {"rows": 600, "test_rows": 60, "seed": 3}},
+            "validation": {"rows": 60}, "chunks": {"size": 96, "end": 192}, "prompt": {"template": VERIFIER_TEMPLATE},
+            "model": {"base": str(self.base), "max_length": 192}, "lora": {"rank": 8, "alpha": 16, "dropout": 0.1},
+            "sft": {"learning_rate": 1e-4, "examples_per_step": 16, "save_every": 2, "epochs": 2},
+            "hardware": {"micro_batch": 16, "device": "cpu"}, "evaluation": {"words_rows": 20, "batch_size": 2},
+            "storage": {"root": str(self.folder / "store" / name), "runs": str(self.folder / "runs")}, **changes}
+        (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(values))
+        return values
+
+    def outcome(self, name: str) -> tuple[list[str], bytes]:
+        """Adapter digests of a finished chain, and the bytes of its submission."""
+        links = json.loads((self.folder / "runs" / name / "metrics.json").read_text())["links"]
+        return [link["adapter_digest"] for link in links], (self.folder / "runs" / name / "submission.csv").read_bytes()
+
+
+class Run:
+    """A ``mathtune`` command at work on the recipe of one name."""
+
+    def __init__(self, world: World, name: str, verb: str = "run", **environment: str):
+        self.executions = world.folder / "runs" / name / "executions"
+        self.before = set(self.executions.glob("*"))
+        self.log = world.folder / f"{name}-{len(self.before)}.log"
+        self.process = start(self.log, "flows.cli", verb, str(world.folder / f"{name}.yaml"), cwd=world.folder,
+                             env={**world.environment, **environment})
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text()
+
+    @property
+    def events(self) -> list[dict]:
+        files = [folder / "events.jsonl" for folder in set(self.executions.glob("*")) - self.before]
+        lines = [line for file in files if file.is_file() for line in file.read_text().splitlines(keepends=True)]
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def of(self, kind: str) -> list[dict]:
+        return [event for event in self.events if event["event"] == kind]
+
+    @property
+    def stages(self) -> dict[str, str]:
+        return {event["title"]: event["state"] for event in self.of("stage") if event["state"] != "started"}
+
+    def wait_for(self, kind: str, **fields) -> dict:
+        """An event, once it is there."""
+        return until(lambda: next((one for one in self.of(kind) if fields.items() <= one.items()), None), self.process)
+
+    def end(self) -> int:
+        return self.process.wait(PATIENCE)
+
+
+@pytest.fixture(scope="module")
+def running(tiny_base, tmp_path_factory):
+    world = World(tmp_path_factory.mktemp("faults"), tiny_base)
+    world.start_server()
+    yield world
+    world.kill_server()
+
+
+@pytest.fixture
+def world(running):
+    """With its server at work, whatever the test before has left."""
+    if running.server.poll() is not None:
+        running.start_server()
+    return running
+
+
+@pytest.fixture(scope="module")
+def whole(running):
+    """What an undisturbed run ends with."""
+    running.recipe("whole")
+    run = Run(running, "whole")
+    assert run.end() == 0, run.output
+    return running.outcome("whole")
+
+
+def test_sigterm_to_the_run_is_saved_or_given_up_and_the_same_command_goes_on(world, whole):
+    """The exit status tells the two apart; the server shows Crashed. The engine is held at each place until it is told."""
+    world.recipe("stopped")
+    run = Run(world, "stopped")
+    run.wait_for("progress", text="scoring")
+    run.process.terminate()
+    assert run.end() == 143
+    assert run.of("stopped")[-1]["saved"] is False
+    assert "will be done again; the same command goes on" in run.output
+    reached = []
+    for place, ordinal in (("step", 2), ("loss", 2), ("checkpoint:built", 1)):
+        run = Run(world, "stopped", MATHTUNE_FAULT=json.dumps({"at": place, "ordinal": ordinal, "do": "stop"}))
+        engine = run.wait_for("ready")["pid"]
+        until(partial(is_held, engine), run.process)
+        asked = time.time()
+        run.process.terminate()
+        until(partial(has_pending, engine, signal.SIGTERM), run.process)
+        os.kill(engine, signal.SIGCONT)
+        assert run.end() == 75
+        stopped = run.of("stopped")[-1]
+        assert stopped["saved"] is True and stopped["time"] - asked < 20
+        assert [event["step"] for event in run.of("resumed")] == reached[-1:]
+        reached.append(run.of("step")[-1]["step"])
+    assert reached == [3, 5, 7]
+    assert world.states("stopped") == ["Crashed"] * 4
+
+    run = Run(world, "stopped")
+    run.wait_for("step", step=10)
+    run.process.terminate()
+    run.process.kill()
+    assert run.end() == -signal.SIGKILL
+    run = Run(world, "stopped")
+    assert run.end() == 0, run.output
+    assert run.of("resumed")[0]["step"] >= 8
+    assert world.outcome("stopped") == whole
+
+
+def is_held(pid: int) -> bool:
+    return status_of(pid, "State") == "T"
+
+
+def has_pending(pid: int, number: int) -> bool:
+    return bool(int(status_of(pid, "ShdPnd"), 16) >> (number - 1) & 1)
+
+
+def status_of(pid: int, field: str) -> str:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(line.split()[1] for line in lines if line.startswith(field))
+
+
+def test_sigterm_to_the_engine_alone(world, whole):
+    """While it trains the run ends with a word and all is saved; while it loads there is nothing to save: a fresh one."""
+    world.recipe("engine")
+    run = Run(world, "engine", MATHTUNE_FAULT='{"at": "loss", "ordinal": 3, "do": "term"}')
+    assert run.end() == 1
+    assert "✗ Interrupted stopped at step 3 of 12, which is saved\n→ the same command goes on from there" in run.output
+    run = Run(world, "engine")
+    run.wait_for("phase", text=f"loading {world.base}")
+    os.kill(run.wait_for("ready")["pid"], signal.SIGTERM)
+    assert run.end() == 0, run.output
+    assert "the engine died (SIGTERM, with nothing to save); a fresh one goes on" in run.output
+    assert [event["step"] for event in run.of("resumed")] == [3]
+    assert world.outcome("engine") == whole
+
+
+def test_a_run_outlives_a_restart_of_the_server(world, whole):
+    """It trains without one, and waits for it with its end state."""
+    world.recipe("restarted")
+    run = Run(world, "restarted")
+    run.wait_for("step", step=3)
+    world.kill_server()
+    run.wait_for("end")
+    world.start_server()
+    assert run.end() == 0, run.output
+    assert world.states("restarted") == ["Completed"]
+    assert world.outcome("restarted") == whole
+
+
+def test_without_server_and_database_nothing_is_lost(world, whole):
+    world.recipe("away")
+    run = Run(world, "away", PREFECT_CLIENT_MAX_RETRIES="1")
+    run.wait_for("step", step=3)
+    world.kill_server()
+    assert run.end() == 1
+    assert "✗ MachineError run away: Prefect's server went away" in run.output and "→ prefect server start" in run.output
+    assert "Traceback" not in run.output and "EventsWorker" not in run.output
+    assert list(run.stages)[-2:] == ["submit", "report"] and set(run.stages.values()) == {"done"}
+    assert world.outcome("away") == whole
+
+    world.database.rename(world.folder / "lost")  # kept for the search for secrets
+    world.start_server()
+    assert world.states("away") == []
+    run = Run(world, "away")
+    assert run.end() == 0, run.output
+    assert [title for title, state in run.stages.items() if state != "cached"] == ["check-base"]
+    assert world.states("away") == ["Completed"]
+    assert world.outcome("away") == whole
+
+
+def test_the_stages_own_error_is_told_though_the_server_is_away(make_recipe, monkeypatch):
+    def flow(recipe, **parameters):
+        try:
+            raise ChainError("trained with another recipe")
+        except ChainError:
+            raise httpx.ConnectError("refused")  # noqa: B904 (as Prefect does when it cannot tell its server)
+
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(ChainError, match="another recipe"):
+        show.execute(Console(quiet=True), flow, make_recipe())
+
+
+def test_a_cancelled_run_is_saved_and_the_same_command_goes_on(world, whole):
+    """By a worker, from the project's own deployment: the server asks, the worker ends the run, the engine saves."""
+    values = world.recipe("cancelled")
+    environment = {**world.environment, "MATHTUNE_HOME": str(ROOT), "PREFECT_WORKER_QUERY_SECONDS": "1"}
+    log, events = world.folder / "worker.log", world.folder / "runs/cancelled/executions/one/events.jsonl"
+    with temporary_settings({PREFECT_API_URL: world.url}), get_client(sync_client=True) as client:
+        make_pool("gpu")
+        deploy = start(log, "prefect", "--no-prompt", "deploy", "--name", "pipeline", cwd=ROOT, env=environment)
+        assert deploy.wait(PATIENCE) == 0, log.read_text()
+        worker = start(log, "prefect", "worker", "start", "--pool", "gpu", env=environment, start_new_session=True)
+        try:
+            deployment = client.read_deployment_by_name("pipeline/pipeline")
+            flow_run = client.create_flow_run_from_deployment(deployment.id, parameters={"recipe": values, "execution": "one"})
+            until(lambda: events.is_file() and '"step": 3,' in events.read_text(), worker)
+            client.set_flow_run_state(flow_run.id, Cancelling())
+            until(lambda: client.read_flow_run(flow_run.id).state_name == "Cancelled", worker)
+        finally:
+            os.killpg(worker.pid, signal.SIGKILL)
+            worker.wait()
+    assert '"event": "stopped", "saved": true' in events.read_text()
+    run = Run(world, "cancelled")
+    assert run.end() == 0, run.output
+    assert run.of("resumed") and world.outcome("cancelled") == whole
+
+
+def test_without_wandb_the_training_goes_on_and_is_sent_later(world, whole):
+    world.recipe("untracked", tracking={"project": "maths"}, chunks={"size": 96, "end": 96})
+    run = Run(world, "untracked", WANDB_BASE_URL=NOBODY, HTTPS_PROXY=NOBODY, WANDB_INIT_TIMEOUT="2", WANDB_HTTP_TIMEOUT="2")
+    assert run.end() == 0, run.output
+    assert world.outcome("untracked")[0] == whole[0][:1]
+    said = next(event["text"] for event in run.of("notice") if "the training goes on" in event["text"])
+    folder = Path(said.partition("wandb sync ")[2].split()[0])
+    assert folder.name.startswith("offline-run-") and list(folder.glob("*.wandb"))
+
+
+def test_a_hub_that_comes_back_is_asked_again(world):
+    world.recipe("hub", source={"hub": REPO, "test_split": "test", "limit": 600})
+    with HubServer(FILES) as hub:
+        hub._server.verify_request = lambda *_: False  # every connection is closed unanswered
+        run = Run(world, "hub", "evaluate", HF_ENDPOINT=hub.url)
+        failed = run.wait_for("stage", title="download", state="failed")
+        assert "reading from the Hub failed" in failed["text"] and "→ check the network" in failed["text"]
+        del hub._server.verify_request
+        assert run.end() == 0, run.output
+    assert run.stages["download"] == "done"
+
+
+def test_no_secret_is_left_anywhere(world, whole):
+    """Last, over all that the runs before have written: the server's database, W&B's files and every output included."""
+    files = [path for path in world.folder.rglob("*") if path.is_file()]
+    seen = {path.name for path in files}
+    assert {"events.jsonl", "engine.log", "report.html", "link.json", "prefect.db", "whole-0.log"} <= seen
+    for name, secret in CANARIES.items():
+        assert [str(path) for path in files if secret.encode() in path.read_bytes()] == [], name
