@@ -1,4 +1,4 @@
-"""Shared fixtures: a tiny untrained base, a recipe over the generator's rows, and Prefect's test server."""
+"""Shared fixtures: a tiny untrained base, a job trained on it, a recipe over generated rows, and Prefect's test server."""
 
 import logging
 import os
@@ -41,6 +41,19 @@ def tiny_base(tmp_path_factory) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tiny_base, tmp_path_factory):
+    """An SFT job with dropout over two epochs, trained in one go by a cold base: the job, its result and its events."""
+    from mathtune.sft import train_chunk
+    from tests.jobs_fixtures import sft_job
+    from tests.training_fixtures import Events, fresh, two_epochs
+
+    job = sft_job(tiny_base, tmp_path_factory.mktemp("undisturbed"), sft=two_epochs())
+    events = Events()
+    result = train_chunk(job, fresh(job), events)
+    return job, result, events
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from mathtune.jobs import even_split
 from mathtune.recipe import Lora, Sft
 from mathtune.sft import train_chunk
 from tests.jobs_fixtures import CPU, score_job, sft_job
-from tests.test_training import Events, fresh
+from tests.training_fixtures import Events, fresh
 
 pytestmark = pytest.mark.slow
 SFT = Sft(learning_rate=5e-3, examples_per_step=16, save_every=2)

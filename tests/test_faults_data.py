@@ -1,109 +1,35 @@
-"""Faults of data, recipes, models and rewards: each planted for real, refused with its name, and nothing lost or wrong."""
+"""Faults of data, recipes and labels: each planted for real, refused with its name, and nothing lost or wrong."""
 
 import csv
 import json
-import pickle
 import re
 import shutil
-from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from prefect.exceptions import ParameterTypeError
 
-from flows import cli
-from flows.pipeline import pipeline
-from mathtune import grpo as grpo_module
-from mathtune.adapters import adapter_digest, attach
-from mathtune.chain import Link, link_key
-from mathtune.demo.problems import rows
-from mathtune.digests import digest_value
-from mathtune.engine import Engine
-from mathtune.errors import ChainError, DataError, ModelError, RecipeError, StoreError, TrainingError
-from mathtune.files import read_manifest, seal
-from mathtune.folders import LocalFolders, open_folders
-from mathtune.grpo import refine
-from mathtune.inspect_base import inspect_base
-from mathtune.jobs import InspectJob
-from mathtune.models import load_base, locate_base
+from mathtune.errors import ChainError, DataError, StoreError
+from mathtune.models import locate_base
 from mathtune.ranges import Range
-from mathtune.recipe import Model, Sft
+from mathtune.recipe import Sft
 from mathtune.recipe_file import parse_recipe
 from mathtune.recipe_source import Source
 from mathtune.sft import train_chunk
 from mathtune.sources import read_source
-from mathtune.stages import data as data_stages
 from mathtune.stages import pinned_model, train
-from mathtune.stages.submit import submit
-from mathtune.workspace import Workspace
-from tests.folders_fixtures import build
+from tests.faults_fixtures import FIRST, SECOND, dies_at, extend, ignore, prepared, untrained_link, write_source
 from tests.hub_server import COMMITS, REPO, HubServer
-from tests.jobs_fixtures import CPU, grpo_job, sft_job
+from tests.jobs_fixtures import sft_job
 from tests.test_hub_source import FILES, TRAIN, read  # noqa: F401 (a fixture)
-
-FIRST, SECOND = Range(0, 96), Range(96, 192)
-
-
-def ignore(event, **fields):
-    pass
-
-
-def dies_at(step):
-    def emit(event, **fields):
-        if event == "step" and fields["step"] == step:
-            raise KeyboardInterrupt
-
-    return emit
-
-
-def fresh(job):
-    return load_base(job.model, job.hardware, Path(job.cache))
-
-
-@contextmanager
-def prepared(recipe, emit=ignore):
-    """The stages up to the pool by direct calls, with an engine in this process: ``work``, ``base``, ``raw``, ``parts``."""
-    with Workspace(recipe, "only") as work:
-        work.engine.run = Engine(emit).run
-        base, raw = train.inspect_base(work).value, data_stages.download(work).value
-        pool = (raw, "train.parquet") if recipe.task == "solver" else (data_stages.balance(work, raw).value, "balanced.parquet")
-        yield SimpleNamespace(work=work, base=base, raw=raw, parts=data_stages.split(work, *pool).value)
-
-
-def extend(run, wanted) -> Link:
-    """Trains a range on top of the chain as a run does, and takes it."""
-    train.open_chain(run.work, run.base, run.parts)
-    link = train.train_range(run.work, run.base, run.parts, wanted, allow_gap=False).value
-    run.work.chain.settle(link, train.chain_pins(run.work, run.base, run.parts), "accepted")
-    return link
-
-
-def untrained_link(run) -> Link:
-    """A link of the first range that no engine made: enough to hold recipes against."""
-    decided_by = train.sft_decisions(run.work, FIRST, train.range_rows(run.work, run.parts, FIRST, []))
-    link = train.new_link(run.base, 1, None, "sft", link_key(None, "sft", decided_by), decided_by, run.work.recipe.lora,
-                          {"adapter_digest": "d"}, FIRST)
-    run.work.chain.publish(1, link.title, link.key, lambda folder: folder.mkdir() or link)
-    run.work.chain.settle(link, train.chain_pins(run.work, run.base, run.parts), "accepted")
-    return link
+from tests.training_fixtures import fresh
 
 
 def chains_of(recipe) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in Path(recipe.storage.root, "chains").rglob("*") if path.is_file()}
-
-
-def write_source(folder: Path, row: int = 0, **edited: str) -> Path:
-    """A source of the generator's rows; ``edited`` replaces columns of one of them."""
-    table = rows("verifier", 600, 3, "train").drop_columns(["family"]).to_pylist()
-    table[row] |= edited
-    folder.mkdir(exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(table), folder / "rows.parquet")
-    return folder / "rows.parquet"
 
 
 # --- damaged, short, drifted and edited data ---
@@ -323,197 +249,3 @@ def test_a_validation_question_planted_in_the_pool_stops_the_chunk(make_recipe, 
             extend(run, Range(0, 192))
         assert str(run.parts.path("pool.parquet")) == caught.value.where and run.work.chain.pins() is None
         assert train.range_rows(run.work, honest, Range(0, 192), []).facts["rows"] == 192
-
-
-# --- what could run code or leave its folder ---
-
-class Canary:
-    """Unpickled, it creates a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
-
-
-def test_pickled_weights_and_code_of_a_base_are_refused_and_never_run(tiny_base, tmp_path, monkeypatch):
-    canary, job = tmp_path / "canary", sft_job(tiny_base, tmp_path / "job")
-    pickled, coded = (Path(shutil.copytree(tiny_base, tmp_path / name)) for name in ("pickled", "coded"))
-    (pickled / "model.safetensors").unlink()
-    (pickled / "pytorch_model.bin").write_bytes(pickle.dumps(Canary(canary)))
-    (coded / "own.py").write_text(f"open({str(canary)!r}, 'w')\n"
-                                  "from transformers import LlamaConfig as C, LlamaForCausalLM as M\n")
-    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"}}
-    (coded / "config.json").write_text(json.dumps(json.loads((coded / "config.json").read_text()) | own))
-    monkeypatch.setattr("builtins.input", lambda prompt: "y")  # transformers asks, unless it is told no beforehand
-    for folder, said in ((pickled, "pickled weights are not loaded"), (coded, "code of its own, which is never run")):
-        model = Model(base=str(folder))
-        look = InspectJob(task="verifier", model=model, prompt=job.prompt, hardware=CPU, cache=str(tmp_path))
-        for use in (lambda model=model: load_base(model, CPU, tmp_path), lambda look=look: inspect_base(look)):
-            with pytest.raises(ModelError, match=said) as caught:
-                use()
-            assert caught.value.where == str(folder)
-    (tmp_path / "adapter_model.bin").write_bytes(pickle.dumps(Canary(canary)))
-    with pytest.raises(FileNotFoundError, match=r"adapter_model\.safetensors"):  # peft alone would fall back to the pickle
-        attach(fresh(job).model, job.lora, tmp_path)
-    assert not canary.exists()
-
-
-@pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
-def test_a_pickle_that_runs_code_is_not_run_though_the_checkpoints_manifest_vouches_for_it(tiny_base, tmp_path, file):
-    job = sft_job(tiny_base, tmp_path, n=48)
-    with pytest.raises(KeyboardInterrupt):
-        train_chunk(job, fresh(job), dies_at(3))
-    checkpoint = tmp_path / "checkpoints" / "step-00000002"
-    (checkpoint / file).write_bytes(pickle.dumps(Canary(tmp_path / "canary"), protocol=2))
-    manifest = json.loads((checkpoint / "manifest.json").read_text())
-    (checkpoint / "manifest.json").unlink()
-    seal(checkpoint, {name: value for name, value in manifest.items() if name not in ("files", "digest")})
-    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
-        train_chunk(job, fresh(job), ignore)
-    assert not (tmp_path / "canary").exists() and not (tmp_path / "adapter").exists()
-
-
-@pytest.mark.parametrize("name", ["../x", "/tmp/x", "a/b", "a\0b", "..", ".hidden"])
-def test_a_chain_or_execution_whose_name_leaves_its_folder_is_refused(recipe_values, tmp_path, name):
-    with pytest.raises(RecipeError, match="chain: letters, digits"):
-        parse_recipe(recipe_values(chain=name))
-    with pytest.raises(RecipeError, match="letters, digits"):
-        cli.chain(name, root=str(tmp_path))
-    with pytest.raises(ParameterTypeError, match="execution: Value error, letters, digits"):
-        pipeline.validate_parameters({"recipe": recipe_values(), "execution": name})
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("link", ["inner/more.bin", "inner"])
-def test_a_symbolic_link_inside_a_published_folder_is_refused_though_its_bytes_are_right(tmp_path, link):
-    folders = LocalFolders(tmp_path / "folders")
-    folders.publish("a/x", build, {"stage": "s"})
-    inside = folders.path("a/x") / link
-    inside.rename(tmp_path / "elsewhere")
-    inside.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(StoreError, match="a symbolic link") as caught:
-        folders.fetch("a/x")
-    assert caught.value.where.endswith("inner/more.bin")
-
-
-@pytest.mark.parametrize("name", ["../../escaped", "{}/escaped", "inner/../../../escaped", "a\0b"])
-def test_a_manifest_that_names_a_file_outside_its_folder_is_refused_and_nothing_is_written_there(s3_url, tmp_path, name):
-    folders, name = open_folders(s3_url, tmp_path / "copies"), name.format(tmp_path)
-    folders.publish("a/x", build, {"stage": "s"})
-    manifest = json.loads(folders.read("a/x/manifest.json"))
-    manifest["files"][name] = manifest["files"]["rows.bin"]
-    manifest["digest"] = digest_value({key: value for key, value in manifest.items() if key != "digest"})
-    folders.write("a/x/manifest.json", json.dumps(manifest))
-    with pytest.raises(StoreError, match="names a file outside its folder"):
-        open_folders(s3_url, tmp_path / "another machine").fetch("a/x")
-    assert not list(tmp_path.rglob("escaped"))
-
-
-# --- the submission ---
-
-@pytest.mark.parametrize("ids", [["=1+1", "2"], ["@SUM(A1)", "2"], ["\t1", "2"], ["+1", "2"], ["1\r", "2"], ["007", "8"],
-                                 ["0x10", "17"], ["=cmd|' /C calc'!A0", "2"], ["1", "3"], ["2", "1"], ["1", "1"], ["1", ""]])
-def test_ids_that_are_formulas_repeated_missing_or_would_be_read_back_otherwise_are_refused(tmp_path, ids):
-    table = {"question": ["=q", "@q"], "answer": ["=1", "\t1"], "solution": ["s", "s"], "key": ids}
-    pq.write_table(pa.table(table), tmp_path / "tests.parquet")
-    source = Source(path=str(write_source(tmp_path / "data")), test_path=str(tmp_path / "tests.parquet"), columns={"id": "key"})
-    with pytest.raises(DataError) as caught:
-        read_source(source, "verifier", tmp_path)
-    assert "key" in caught.value.where + caught.value.what and "source.columns.id" in caught.value.remedy
-
-
-def scoring(altered=lambda table: table):
-    """Instead of an engine: made-up scores of each row, then ``altered``."""
-    def run(job):
-        row_ids = pq.read_table(job.rows)["row_id"].to_pylist()
-        table = pa.table({"row_id": row_ids, "prediction": [row % 2 == 0 for row in row_ids]})
-        pq.write_table(altered(table), job.output)
-        return {}
-
-    return run
-
-
-def test_texts_that_are_formulas_do_not_reach_the_submission(make_recipe, tmp_path):
-    tests = write_source(tmp_path / "tests", 5, question="=cmd|' /C calc'!A0", answer="@SUM(A1)", solution="\t=1+1")
-    with prepared(make_recipe(source={"path": str(write_source(tmp_path / "data")), "test_path": str(tests)})) as run:
-        link, run.work.engine.run = untrained_link(run), scoring()
-        submit(run.work, run.base, run.raw, link)
-    lines = (tmp_path / "runs" / "small" / "submission.csv").read_text().splitlines()
-    assert lines == ["ID,is_correct", *(f"{row},{row % 2 == 0}" for row in range(600))]
-
-
-@pytest.mark.parametrize("altered", [lambda table: table.slice(1), lambda table: table.take([1, 0, *range(2, 60)]),
-                                     lambda table: table.take([0, *range(59)])], ids=["missing", "swapped", "repeated"])
-def test_scores_that_are_not_one_for_each_test_row_are_never_submitted(make_recipe, tmp_path, altered):
-    with prepared(make_recipe()) as run:
-        link, run.work.engine.run = untrained_link(run), scoring(altered)
-        with pytest.raises(StoreError, match="scores.parquet: the scores are not one for each test row"):
-            submit(run.work, run.base, run.raw, link)
-    assert not list((tmp_path / "runs").rglob("submission*"))
-
-
-# --- rewards and GRPO's anchor ---
-
-@pytest.fixture(scope="module")
-def solver_link(tiny_base, tmp_path_factory) -> Path:
-    job = sft_job(tiny_base, tmp_path_factory.mktemp("solver"), "solver", 64, sft=Sft(learning_rate=5e-3, examples_per_step=16))
-    train_chunk(job, fresh(job), ignore)
-    return Path(job.output)
-
-
-def reward_failing(at_step=None, gives=None):
-    """A reward by length (the tiny base finds no answer, and equal rewards teach nothing) that fails at one step."""
-    def correctness_reward(weight):
-        calls = []
-
-        def correctness(completions, **columns):
-            calls.append(1)
-            rewards = [weight * (len(completion) % 7) / 7 for completion in completions]
-            return [gives(), *rewards[1:]] if len(calls) == at_step else rewards
-
-        return correctness
-
-    return correctness_reward
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("gives", "said"), [
-    (lambda: 1 / 0, "the reward correctness raised ZeroDivisionError: division by zero"),
-    (lambda: float("nan"), "the reward correctness gave nan, one of 1 of 8"),
-    (lambda: None, "the reward correctness gave None, one of 1 of 8")])
-def test_a_reward_that_fails_stops_and_a_mended_one_goes_on_to_the_same_bytes_and_the_same_kl(
-        tiny_base, solver_link, tmp_path, monkeypatch, gives, said):
-    whole, job = (grpo_job(tiny_base, tmp_path / name, solver_link, alpha=8) for name in ("whole", "stopped"))
-    monkeypatch.setattr(grpo_module, "correctness_reward", reward_failing())
-    expected = refine(whole, fresh(whole), ignore)
-    monkeypatch.setattr(grpo_module, "correctness_reward", reward_failing(3, gives))
-    with pytest.raises(TrainingError, match=rf"{said}\n→ mend the reward; the last checkpoint is kept"):
-        refine(job, fresh(job), ignore)
-    kept = [read_manifest(folder) for folder in sorted((tmp_path / "stopped" / "checkpoints").glob("step-*"))]
-    assert [manifest["step"] for manifest in kept] == [1, 2] and not Path(job.output).exists()
-    assert kept[1]["start"] == adapter_digest(solver_link)  # the reference that KL is measured from
-
-    monkeypatch.setattr(grpo_module, "correctness_reward", reward_failing())
-    seen = []
-    result = refine(job, fresh(job), lambda event, **fields: seen.append((event, fields.get("step"))))
-    assert ("resumed", 2) in seen and result["adapter_digest"] == expected["adapter_digest"]
-    curve, undisturbed = ([(step["kl"], step["loss"], step["reward"]) for step in one["curve"]["steps"]] for one in (
-        result, expected))
-    assert curve == undisturbed and curve[2][0] > 0
-
-
-@pytest.mark.slow
-def test_grpo_started_again_without_its_state_or_from_another_link_measures_kl_from_its_link(
-        tiny_base, solver_link, tmp_path, monkeypatch):
-    monkeypatch.setattr(grpo_module, "correctness_reward", reward_failing())
-    job = grpo_job(tiny_base, tmp_path, solver_link)
-    whole = refine(job, fresh(job), ignore)
-    moved, seen = job.model_copy(update={"start_adapter": job.output, "output": str(tmp_path / "moved")}), []
-    result = refine(moved, fresh(job), lambda event, **fields: seen.append((event, fields.get("text", ""))))
-    assert any("made with another start" in text for event, text in seen if event == "notice")
-    assert "resumed" not in [event for event, _ in seen] and result["curve"]["steps"][0]["kl"] == pytest.approx(0, abs=1e-5)
-    shutil.rmtree(tmp_path / "checkpoints")  # the state is lost: it starts from the link, not from where it was
-    again = refine(job, fresh(job), ignore)
-    assert again["adapter_digest"] == whole["adapter_digest"] and again["curve"]["steps"][0]["kl"] == pytest.approx(0, abs=1e-5)

@@ -1,17 +1,11 @@
-"""Faults of the disk, the host's memory and the clock, made for real: traced system calls, small mounts, limits, cgroups."""
+"""Faults of the disk, the host's memory and the clock, made for real: small mounts, traced calls that fail, limits, cgroups."""
 
-import ast
 import itertools
-import json
 import os
 import re
 import resource
-import shutil
-import subprocess
-import sys
 import time
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,196 +14,20 @@ from mathtune import locks
 from mathtune.chain import Chain
 from mathtune.engine_client import EngineClient
 from mathtune.errors import StoreError
-from mathtune.files import read_manifest
 from mathtune.folders import LocalFolders, open_folders
 from mathtune.sft import train_chunk
 from mathtune.store import ArtifactStore
+from tests.disk_fixtures import HEADER, PUBLISH, filled, mounts, needs_strace, remount, run_program
 from tests.folders_fixtures import build, damage_file
 from tests.jobs_fixtures import place, sft_job
 from tests.test_chain import PINS, extend, make_link
-from tests.test_training import Events, fresh
-
-needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
-HEADER = {"stage": "s"}
-PROGRAM = """
-import sys; from pathlib import Path; from types import SimpleNamespace
-from mathtune.chain import Chain; from mathtune.errors import StoreError
-from mathtune.files import write_atomically; from mathtune.folders import LocalFolders; from mathtune.store import ArtifactStore
-from tests.folders_fixtures import build; from tests.test_chain import extend, make_link
-folders = LocalFolders(sys.argv[1])
-try: {}
-except StoreError as error: sys.exit(str(error))
-"""
-PUBLISH, PUBLISH_Y, PUBLISH_Z = (f"folders.publish('a/{name}', build, {HEADER})" for name in "xyz")
-PUBLISH_CHECKPOINTS = """
-    from mathtune.checkpoints import Checkpoints
-    with Checkpoints(folders, 'a', {}, SimpleNamespace(place=lambda step: {}), print) as checkpoints:
-        for step in (1, 2, 3):
-            (checkpoints.scratch / f'checkpoint-{step}').mkdir()
-            build(checkpoints.scratch / f'checkpoint-{step}')
-            checkpoints.publish(step)
-            checkpoints.keep(None)"""
-MODELLED = "open,creat,openat,write,pwrite64,writev,ftruncate,truncate,fallocate,copy_file_range,sendfile,fsync,fdatasync," \
-           "rename,renameat,renameat2,link,linkat,symlink,symlinkat,unlink,unlinkat,rmdir,mkdir,mkdirat"
-
-
-def run_program(body: str, root: Path, *under: str) -> subprocess.CompletedProcess:
-    return subprocess.run([*under, sys.executable, "-c", PROGRAM.format(body), str(root)], capture_output=True, text=True,
-                          cwd=Path(__file__).parents[1], timeout=120)
-
-
-@dataclass(eq=False)
-class Node:
-    """A file (bytes) or folder (entries) of a modelled disk: as programs see it, and as it was when it was last synced."""
-
-    seen: bytes | dict
-    synced: bytes | dict
-
-    def at(self, path: str, view: str) -> "Node | None":
-        node = self
-        for part in path.split("/") if path else ():
-            node = node and getattr(node, view).get(part)
-        return node
-
-    def write_to(self, path: Path, entries: str) -> None:
-        """Writes out what a power loss leaves: of files what was synced, of folders the synced entries or the last ones."""
-        if isinstance(self.synced, bytes):
-            path.write_bytes(self.synced)
-            return
-        path.mkdir()
-        for name, node in getattr(self, entries).items():
-            node.write_to(path / name, entries)
-
-
-def replay(body: str, tmp_path: Path):
-    """Runs a program on an empty disk and yields the modelled disk as it is after each of its calls."""
-    root, trace = tmp_path / "disk", tmp_path / "trace"
-    root.mkdir()
-    done = run_program(body, root / "new" / "store", "strace", "-f", "--seccomp-bpf", "-y", "-s", "1000000", "-o", str(trace),
-                       "-e", f"trace={MODELLED}")
-    assert done.returncode == 0, done.stderr
-    disk = Node({}, {})
-    for line in trace.read_text().splitlines():
-        call, arguments, result = re.fullmatch(r"\d+ +(\w+)\((.*)\) += (.+)|.*", line).groups()
-        assert "<unfinished" not in line
-        if call is None or not re.search(rf"{root}[/>]", arguments) or result.startswith("-"):
-            continue
-        quoted = [ast.literal_eval(f"b{text}") for text in re.findall(r'"(?:[^"\\]|\\.)*"', arguments)]
-        named = re.findall(rf"<{root}/?([^>]*)>", arguments)
-        paths = [text.decode().removeprefix(f"{root}/") for text in quoted if text.startswith(f"{root}/".encode())]
-        parts = [(disk.at(path.rpartition("/")[0], "seen").seen, path.rpartition("/")[2]) for path in paths]
-        match call:
-            case "openat" if "O_CREAT" in arguments:
-                node = parts[0][0].setdefault(parts[0][1], Node(b"", b""))
-                node.seen = b"" if "O_TRUNC" in arguments else node.seen
-            case "openat":
-                assert "O_TRUNC" not in arguments
-            case "mkdir":
-                parts[0][0][parts[0][1]] = Node({}, {})
-            case "write":
-                disk.at(named[0], "seen").seen += quoted[-1]
-            case "fsync" | "fdatasync":
-                node = disk.at(named[0], "seen")
-                node.synced = node.seen if isinstance(node.seen, bytes) else dict(node.seen)
-            case "rename":
-                parts[1][0][parts[1][1]] = parts[0][0].pop(parts[0][1])
-            case "link":
-                parts[1][0][parts[1][1]] = parts[0][0][parts[0][1]]
-            case "unlink" | "rmdir":
-                del parts[0][0][parts[0][1]]
-            case "unlinkat":
-                del disk.at(named[0], "seen").seen[quoted[0].decode()]
-            case _:
-                pytest.fail(f"the model does not know {line[:200]}")
-        yield disk
-
-
-def left_whole(disk: Node, name: str, scratch: Path) -> bool:
-    """Whether a published folder surely survives a power loss now; fails where a half one could."""
-    for view, entries in itertools.product(("seen", "synced"), repeat=2):
-        if node := disk.at(name, view):
-            shutil.rmtree(scratch, ignore_errors=True)
-            node.write_to(scratch, entries)
-            assert len(read_manifest(scratch)["files"]) >= 2
-    return disk.at(name, "synced") is not None
-
-
-@needs_strace
-@pytest.mark.parametrize(("body", "names"), [
-    (f"{PUBLISH}; {PUBLISH_Y}; folders.remove('a/x'); {PUBLISH_Z}", ["a/x", "a/y", "a/z"]),
-    pytest.param(PUBLISH_CHECKPOINTS, [f"a/step-{step:08d}" for step in (1, 2, 3)], marks=pytest.mark.slow)])
-def test_power_lost_at_any_call_leaves_folders_whole_or_absent_and_always_one(tmp_path, body, names):
-    survivors, begun = [], False
-    for disk in replay(body, tmp_path):
-        survivors = [name for name in names if left_whole(disk, f"new/store/{name}", tmp_path / "left")]
-        assert survivors or not begun, "the older one was lost before the newer one was safe"
-        begun = bool(survivors)
-    assert survivors[-1] == names[-1]
-
-
-@needs_strace
-def test_power_lost_at_any_call_leaves_no_head_without_its_link(tmp_path):
-    store, link = "new/store/c", make_link()
-    for disk in replay("extend(Chain(folders, 'c'), make_link())", tmp_path):
-        safe = left_whole(disk, f"{store}/links/0001-sft-0-10-{link.key[:12]}", tmp_path / "left")
-        for view in ("seen", "synced"):
-            if head := disk.at(f"{store}/head-0001", view):
-                assert json.loads(head.synced)["verdict"] == "accepted" and safe
-                assert json.loads(disk.at(f"{store}/pins.json", "synced").synced) == PINS
-    assert disk.at(f"{store}/head-0001", "synced")
-
-
-@needs_strace
-def test_power_lost_at_any_call_leaves_a_text_as_it_was_or_as_it_shall_be(tmp_path):
-    path, durable = "new/store/state.json", [None]
-    for disk in replay("write_atomically(folders.root / 'state.json', 'old'); folders.write('state.json', 'new')", tmp_path):
-        seen, synced = (disk.at(path, view) for view in ("seen", "synced"))
-        assert seen is None or seen.synced in (b"old", b"new")
-        durable.append(synced and synced.synced)
-    assert [text for text, _ in itertools.groupby(durable)] == [None, b"old", b"new"]
+from tests.training_fixtures import Events, fresh
 
 
 @pytest.fixture
 def mount(tmp_path):
-    """Makes a small file system (tmpfs or a loop-mounted ext4) and mounts it below ``tmp_path``; all are gone afterwards."""
-    mounted = []
-
-    def make(kind: str = "tmpfs", options: str = "size=8m") -> Path:
-        point, image = tmp_path / f"disk{len(mounted)}", tmp_path / "image"
-        point.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", options, "mathtune-test", str(point)]
-        if kind == "ext4":
-            image.write_bytes(b"")
-            os.truncate(image, 8 * 2**20)
-            if subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(image)], capture_output=True).returncode:
-                pytest.skip("no mkfs.ext4 here")
-            command = ["mount", "-o", "loop", str(image), str(point)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"mounting is not permitted here: {done.stderr.strip()}")
-        mounted.append(point)
-        return point
-
-    try:
+    with mounts(tmp_path) as make:
         yield make
-    finally:
-        for point in mounted:
-            subprocess.run(["umount", "--lazy", str(point)])
-
-
-@contextmanager
-def filled(disk: Path, left: int):
-    """While this lasts a neighbour's file leaves so many bytes free."""
-    with open(disk / "neighbour", "wb") as file:
-        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free - left)
-    try:
-        yield
-    finally:
-        (disk / "neighbour").unlink()
-
-
-def remount(disk: Path, how: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{how}", str(disk)], check=True)
 
 
 def published_steps(disk: Path) -> list[int]:
@@ -219,9 +37,9 @@ def published_steps(disk: Path) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tiny_base, tmp_path_factory):
+def six_steps(tiny_base, tmp_path_factory):
     """A job of six steps with a checkpoint after every second: its adapter's digest, and what a checkpoint takes on a disk."""
-    job = sft_job(tiny_base, tmp_path_factory.mktemp("undisturbed"))
+    job = sft_job(tiny_base, tmp_path_factory.mktemp("six"))
     digest = train_chunk(job, fresh(job), Events())["adapter_digest"]
     files = (Path(job.checkpoints.url) / "checkpoints" / "step-00000006").iterdir()
     return digest, sum(-(-path.stat().st_size // 4096) * 4096 for path in files)
@@ -259,10 +77,10 @@ def dies_at_step_3(event, step):
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "room", "saved"), [("tmpfs", 1, []), ("tmpfs", 2, [2]), ("tmpfs", 2.3, [2, 4]),
                                                      ("tmpfs", 2.75, [2, 4]), ("ext4", 2.75, [2, 4])])
-def test_a_full_disk_is_named_the_older_checkpoint_stays_and_with_room_the_job_goes_on(mount, on_disk, undisturbed, kind, room,
+def test_a_full_disk_is_named_the_older_checkpoint_stays_and_with_room_the_job_goes_on(mount, on_disk, six_steps, kind, room,
                                                                                        saved):
     """Refused before the first step, before a save (2.3), or in the middle of what torch and safetensors write (2, 2.75)."""
-    digest, checkpoint_bytes = undisturbed
+    digest, checkpoint_bytes = six_steps
     disk = mount(kind)
     train = on_disk(disk)
     with filled(disk, int(room * checkpoint_bytes)):
@@ -276,7 +94,7 @@ def test_a_full_disk_is_named_the_older_checkpoint_stays_and_with_room_the_job_g
 
 
 @pytest.mark.slow
-def test_a_disk_without_inodes_is_full_though_bytes_are_free(mount, on_disk, undisturbed):
+def test_a_disk_without_inodes_is_full_though_bytes_are_free(mount, on_disk, six_steps):
     disk = mount(options="size=8m,nr_inodes=60")
 
     def crowd(event, step):
@@ -291,12 +109,12 @@ def test_a_disk_without_inodes_is_full_though_bytes_are_free(mount, on_disk, und
     assert published_steps(disk) == [2]
     for path in disk.glob("crowd-*"):
         path.unlink()
-    assert train()[0]["adapter_digest"] == undisturbed[0]
+    assert train()[0]["adapter_digest"] == six_steps[0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("before", [True, False])
-def test_a_read_only_disk_is_named_before_any_step_and_writable_again_the_job_goes_on(mount, on_disk, undisturbed, before):
+def test_a_read_only_disk_is_named_before_any_step_and_writable_again_the_job_goes_on(mount, on_disk, six_steps, before):
     disk = mount()
     train = on_disk(disk)
     if before:
@@ -308,7 +126,7 @@ def test_a_read_only_disk_is_named_before_any_step_and_writable_again_the_job_go
     assert not (before and events.of("step")) and published_steps(disk) == [2]
     remount(disk, "rw")
     result, events = train()
-    assert events.of("resumed") == [{"event": "resumed", "step": 2}] and result["adapter_digest"] == undisturbed[0]
+    assert events.of("resumed") == [{"event": "resumed", "step": 2}] and result["adapter_digest"] == six_steps[0]
 
 
 @pytest.mark.parametrize("pages", [0, 1, 2])
@@ -373,7 +191,7 @@ def test_what_a_disk_cannot_read_is_set_aside_and_made_again(tmp_path):
 
 
 @pytest.mark.slow
-def test_staging_lies_on_the_file_system_of_its_target(mount, tiny_base, undisturbed, tmp_path, monkeypatch):
+def test_staging_lies_on_the_file_system_of_its_target(mount, tiny_base, six_steps, tmp_path, monkeypatch):
     disk = mount()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -387,7 +205,7 @@ def test_staging_lies_on_the_file_system_of_its_target(mount, tiny_base, undistu
 
     made = chain.publish(1, link.title, link.key, train)
     chain.settle(made, PINS, "accepted")
-    assert chain.links() == [made] and made.adapter_digest == undisturbed[0]
+    assert chain.links() == [made] and made.adapter_digest == six_steps[0]
 
 
 @pytest.fixture
@@ -408,7 +226,7 @@ def engine_job(tiny_base, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_engine_that_the_hosts_memory_killer_took_ends_with_the_same_bytes_in_a_fresh_one(engine_job, undisturbed, tmp_path):
+def test_an_engine_that_the_hosts_memory_killer_took_ends_with_the_same_bytes_in_a_fresh_one(engine_job, six_steps, tmp_path):
     group = next(path for path in map(Path, ("/sys/fs/cgroup/memory", "/sys/fs/cgroup")) if path.is_dir()) / tmp_path.name
     try:
         group.mkdir()
@@ -425,7 +243,7 @@ def test_an_engine_that_the_hosts_memory_killer_took_ends_with_the_same_bytes_in
     finally:
         group.rmdir()
     assert result["incidents"] == ["the engine died (signal SIGKILL); a fresh one goes on"]
-    assert result["adapter_digest"] == undisturbed[0]
+    assert result["adapter_digest"] == six_steps[0]
 
 
 @pytest.mark.slow
@@ -442,7 +260,7 @@ def test_an_engine_whose_host_gives_no_more_memory_is_replaced_by_one_that_needs
 
 @pytest.mark.slow
 @pytest.mark.parametrize("days", [1, -1])
-def test_a_clock_that_jumps_between_two_attempts_changes_nothing(on_disk, undisturbed, tmp_path, monkeypatch, days):
+def test_a_clock_that_jumps_between_two_attempts_changes_nothing(on_disk, six_steps, tmp_path, monkeypatch, days):
     train = on_disk(tmp_path)
     assert isinstance(train(dies_at_step_3)[0], KeyboardInterrupt)
     jumped = time.time() + 86400 * days
@@ -450,7 +268,7 @@ def test_a_clock_that_jumps_between_two_attempts_changes_nothing(on_disk, undist
     clock = time.time
     monkeypatch.setattr(time, "time", lambda: clock() - 86400 * days)
     result, events = train()
-    assert events.of("resumed") == [{"event": "resumed", "step": 2}] and result["adapter_digest"] == undisturbed[0]
+    assert events.of("resumed") == [{"event": "resumed", "step": 2}] and result["adapter_digest"] == six_steps[0]
     assert published_steps(tmp_path) == [4, 6]
 
 

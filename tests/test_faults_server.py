@@ -233,40 +233,6 @@ def test_sigterm_to_the_engine_alone(world, whole):
     assert world.outcome("engine") == whole
 
 
-def test_a_run_outlives_a_restart_of_the_server(world, whole):
-    """It trains without one, and waits for it with its end state."""
-    world.recipe("restarted")
-    run = Run(world, "restarted")
-    run.wait_for("step", step=3)
-    world.kill_server()
-    run.wait_for("end")
-    world.start_server()
-    assert run.end() == 0, run.output
-    assert world.states("restarted") == ["Completed"]
-    assert world.outcome("restarted") == whole
-
-
-def test_without_server_and_database_nothing_is_lost(world, whole):
-    world.recipe("away")
-    run = Run(world, "away", PREFECT_CLIENT_MAX_RETRIES="1")
-    run.wait_for("step", step=3)
-    world.kill_server()
-    assert run.end() == 1
-    assert "✗ MachineError run away: Prefect's server went away" in run.output and "→ prefect server start" in run.output
-    assert "Traceback" not in run.output and "EventsWorker" not in run.output
-    assert list(run.stages)[-2:] == ["submit", "report"] and set(run.stages.values()) == {"done"}
-    assert world.outcome("away") == whole
-
-    world.database.rename(world.folder / "lost")  # kept for the search for secrets
-    world.start_server()
-    assert world.states("away") == []
-    run = Run(world, "away")
-    assert run.end() == 0, run.output
-    assert [title for title, state in run.stages.items() if state != "cached"] == ["check-base"]
-    assert world.states("away") == ["Completed"]
-    assert world.outcome("away") == whole
-
-
 def test_the_stages_own_error_is_told_though_the_server_is_away(make_recipe, monkeypatch):
     def flow(recipe, **parameters):
         try:
@@ -324,6 +290,40 @@ def test_a_hub_that_comes_back_is_asked_again(world):
         del hub._server.verify_request
         assert run.end() == 0, run.output
     assert run.stages["download"] == "done"
+
+
+def test_a_run_outlives_a_restart_of_the_server(world, whole):
+    """It trains without one, and waits for it with its end state."""
+    world.recipe("restarted")
+    run = Run(world, "restarted")
+    run.wait_for("step", step=3)
+    world.kill_server()
+    run.wait_for("end")
+    world.start_server()
+    assert run.end() == 0, run.output
+    assert world.states("restarted") == ["Completed"]
+    assert world.outcome("restarted") == whole
+
+
+def test_without_server_and_database_nothing_is_lost(world, whole):
+    world.recipe("away")
+    run = Run(world, "away", PREFECT_CLIENT_MAX_RETRIES="1")
+    run.wait_for("step", step=3)
+    world.kill_server()
+    assert run.end() == 1
+    assert "✗ MachineError run away: Prefect's server went away" in run.output and "→ prefect server start" in run.output
+    assert "Traceback" not in run.output and "EventsWorker" not in run.output
+    assert list(run.stages)[-2:] == ["submit", "report"] and set(run.stages.values()) == {"done"}
+    assert world.outcome("away") == whole
+
+    world.database.rename(world.folder / "lost")  # kept for the search for secrets
+    world.start_server()
+    assert world.states("away") == []
+    run = Run(world, "away")
+    assert run.end() == 0, run.output
+    assert [title for title, state in run.stages.items() if state != "cached"] == ["check-base"]
+    assert world.states("away") == ["Completed"]
+    assert world.outcome("away") == whole
 
 
 def test_no_secret_is_left_anywhere(world, whole):

@@ -13,7 +13,7 @@ import torch
 
 from mathtune import grpo, sft
 from mathtune.demo.problems import HELD_OUT_FAMILIES, rows
-from mathtune.jobs import GrpoJob, ScoreJob, SftJob
+from mathtune.jobs import GrpoJob, Place, ScoreJob, SftJob
 from mathtune.metrics import compare, interval
 from mathtune.models import Base, load_base
 from mathtune.prompts import PromptBuilder
@@ -79,7 +79,7 @@ class Lab:
     def training(self) -> dict:
         self.jobs += 1
         return {**self.fields(), "lora": self.recipe.lora, "tracking": None, "title": "learning",
-                "checkpoints": str(self.folder / f"checkpoints-{self.jobs}"),
+                "checkpoints": Place(url=str(self.folder), name=f"checkpoints-{self.jobs}"),
                 "output": str(self.folder / f"adapter-{self.jobs}")}
 
     def train(self, table: pa.Table, start: str | None) -> str:

@@ -165,7 +165,7 @@ def test_everything_in_an_object_store_and_again_from_another_machine(recipe, s3
     pipeline(on("one"), execution="first")
     pipeline(on("two"), execution="second")
     seen = stages(on("two"), "second")
-    assert [title for title, state in seen.items() if state == "done"] == ["check-base", "submit"]
+    assert [title for title, state in seen.items() if state == "done"] == ["check-base", "submit", "report"]
     for name in ("submission.csv", "predictions.parquet"):
         one, two = (tmp_path / machine / "runs" / "small" / name for machine in ("one", "two"))
         assert one.read_bytes() == two.read_bytes()

@@ -14,6 +14,7 @@ import pytest
 from mathtune.metrics import compare, interval, verifier_metrics
 from mathtune.report import build_report
 from mathtune.report.words import duration, fact, number, p_value, verdict
+from mathtune.run_record import LeftOut, Redone
 from tests.record_fixtures import solver_errors, solver_record, verdicts, verifier_errors, verifier_record
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
@@ -52,6 +53,25 @@ class Outline(HTMLParser):
 def page_of(folder: Path, record, errors=(), recipe="name: demo\n") -> str:
     build_report(record, list(errors), recipe, folder / "report.html")
     return (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_what_happened_on_the_way_and_what_was_left_out_is_told(tmp_path, exact):
+    record = verifier_record()
+    links = list(record.links)
+    links[0] = links[0].model_copy(update={"redone": Redone(steps=7, largest_loss_difference=0.0 if exact else 2.5e-4),
+                                           "incidents": ["the engine died (signal SIGKILL); a fresh one goes on"]})
+    links[1] = links[1].model_copy(update={"verdict": "accepted by a person"})
+    worse = LeftOut(number=4, title="sft[60000:80000)", verdict="rejected", versus_parent=links[2].versus_parent)
+    record = record.model_copy(update={"links": links, "left_out": [worse], "exact": exact})
+    text = Outline(page_of(tmp_path, record)).text
+    assert "the engine died (signal SIGKILL)" in text
+    assert f"7 steps were done again after interruptions; their losses differ by at most {'0' if exact else '2.50e−04'}" in text
+    assert "accepted by a person, although it was rejected as worse than its parent" in text
+    assert ("ends here with the same bytes" in text) == exact and ("hardware.deterministic=true" in text) != exact
+    assert "sft[60000:80000) rejected" in text
+    quiet = Outline(page_of(tmp_path, verifier_record())).text
+    assert "What happened on the way" not in quiet and "Left out" not in quiet
 
 
 def test_a_verifiers_report_says_what_came_of_it(tmp_path):

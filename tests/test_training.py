@@ -1,9 +1,6 @@
 """Training: float32 masters, the same bytes from a warm engine and after an interruption, and loud stops."""
 
 import json
-import os
-import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -11,44 +8,14 @@ import torch
 from safetensors.torch import load_file
 
 from mathtune import grpo as grpo_module
-from mathtune.checkpoints import Checkpoints
 from mathtune.errors import TrainingError
-from mathtune.folders import LocalFolders
 from mathtune.grpo import refine
 from mathtune.jobs import even_split
-from mathtune.models import load_base
-from mathtune.order import lay_out
-from mathtune.recipe import Lora, Sft, Tracking
-from mathtune.resume import fingerprint
+from mathtune.recipe import Lora, Tracking
 from mathtune.scoring import score
-from mathtune.sft import make_order, tokenise, train_chunk
-from tests.folders_fixtures import damage_file
+from mathtune.sft import train_chunk
 from tests.jobs_fixtures import CPU, grpo_job, score_job, sft_job
-
-
-class Events(list):
-    def __call__(self, event, **fields):
-        self.append({"event": event, **fields})
-
-    def of(self, kind):
-        return [event for event in self if event["event"] == kind]
-
-
-def fresh(job):
-    return load_base(job.model, job.hardware, Path(job.cache))
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tiny_base, tmp_path_factory):
-    """An SFT job with dropout over two epochs, trained in one go by a cold base."""
-    job = sft_job(tiny_base, tmp_path_factory.mktemp("undisturbed"), sft=_two_epochs())
-    events = Events()
-    result = train_chunk(job, fresh(job), events)
-    return job, result, events
-
-
-def _two_epochs(**changes):
-    return Sft(**{"learning_rate": 5e-3, "examples_per_step": 16, "save_every": 2, "epochs": 2, **changes})
+from tests.training_fixtures import Events, fresh, two_epochs
 
 
 def test_a_chunk_learns_and_says_what_it_did(undisturbed):
@@ -74,7 +41,7 @@ def test_a_warm_engine_trains_the_same_bytes_as_a_cold_one(undisturbed, tiny_bas
     score(score_job(tiny_base, tmp_path / "score"), base, Events())
     other = sft_job(tiny_base, tmp_path / "other", n=32)
     train_chunk(other, base, Events())
-    again = sft_job(tiny_base, tmp_path / "again", sft=_two_epochs())
+    again = sft_job(tiny_base, tmp_path / "again", sft=two_epochs())
     assert train_chunk(again, base, Events())["adapter_digest"] == cold["adapter_digest"]
 
 
@@ -82,7 +49,7 @@ def test_a_warm_engine_trains_the_same_bytes_as_a_cold_one(undisturbed, tiny_bas
 def test_an_interrupted_chunk_ends_with_the_same_bytes(undisturbed, tiny_base, tmp_path, stop_at):
     """Step 6 ends the first epoch; 3 and 11 lie past a checkpoint, so a step is done again."""
     _, whole, _ = undisturbed
-    job = sft_job(tiny_base, tmp_path, sft=_two_epochs())
+    job = sft_job(tiny_base, tmp_path, sft=two_epochs())
 
     def dies(event, **fields):
         if event == "step" and fields["step"] == stop_at:
@@ -97,98 +64,9 @@ def test_an_interrupted_chunk_ends_with_the_same_bytes(undisturbed, tiny_base, t
     assert [step["loss"] for step in result["curve"]["steps"]] == [step["loss"] for step in whole["curve"]["steps"]]
 
 
-def checkpoints_of(job, folder, events, **identity):
-    """The checkpoints of a finished job, copied to ``folder``."""
-    shutil.copytree(Path(job.checkpoints.url) / "checkpoints", folder / "checkpoints")
-    base, folders = fresh(job), LocalFolders(folder)
-    order = make_order(job.sft, tokenise(job, base, job.rows).row_ids)
-    identity = {"fingerprint": fingerprint(base.compute), "start": "", **identity}
-    return Checkpoints(folders, "checkpoints", identity, order, events)
-
-
-def test_a_checkpoint_says_what_comes_next_and_holds_no_pickle_of_arguments(undisturbed, tmp_path):
-    job, _, _ = undisturbed
-    checkpoints = checkpoints_of(job, tmp_path, Events())
-    assert checkpoints.folders.names("checkpoints") == ["checkpoints/step-00000010", "checkpoints/step-00000012"]
-    assert not list(tmp_path.rglob("training_args.bin"))  # a pickle that holds the Hub's token
-    manifest = json.loads((tmp_path / "checkpoints" / "step-00000010" / "manifest.json").read_text())
-    assert "torch.float32" in manifest["fingerprint"] and "trl " in manifest["fingerprint"]
-    assert manifest["place"]["next"] == checkpoints.order.ids_of(11) and len(manifest["place"]["next"]) == 16
-    assert checkpoints.newest().step == 12
-
-
-@pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.safetensors",
-                                  "trainer_state.json", "manifest.json"])
-@pytest.mark.parametrize("damage", ["flip", "truncate", "zeroes", "remove"])
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_taken(undisturbed, tmp_path, file, damage):
-    job, _, _ = undisturbed
-    events = Events()
-    checkpoints = checkpoints_of(job, tmp_path, events)
-    damage_file(tmp_path / "checkpoints" / "step-00000012" / file, damage)
-    assert checkpoints.newest().step == 10
-    assert file in events[0]["text"] and "set aside as damaged-step-00000012" in events[0]["text"]
-    assert not (tmp_path / "checkpoints" / "step-00000012").exists()
-
-
-def test_when_every_checkpoint_is_damaged_the_chunk_starts_again_from_its_parent_loudly(undisturbed, tiny_base, tmp_path):
-    finished, whole, _ = undisturbed
-    job, events = sft_job(tiny_base, tmp_path, sft=_two_epochs()), Events()
-    shutil.copytree(Path(finished.checkpoints.url) / "checkpoints", tmp_path / "checkpoints")
-    for checkpoint in (tmp_path / "checkpoints").glob("step-*"):
-        damage_file(checkpoint / "optimizer.pt", "flip")
-    assert train_chunk(job, fresh(job), events)["adapter_digest"] == whole["adapter_digest"]
-    assert "it starts again from its parent" in [event["text"] for event in events.of("notice")][-1]
-    assert not events.of("resumed")
-
-
-@pytest.mark.parametrize(("other", "named"), [({"fingerprint": "torch.float32, torch 1.0"}, "torch 1.0"),
-                                              ({"start": "x" * 64}, "start")])
-def test_a_checkpoint_of_other_libraries_or_another_parent_is_not_mixed_in(undisturbed, tmp_path, other, named):
-    job, _, _ = undisturbed
-    events = Events()
-    assert checkpoints_of(job, tmp_path, events, **other).newest() is None
-    assert named in events[0]["text"] and "set aside" in events[0]["text"]
-
-
-def test_a_checkpoint_of_other_examples_is_not_gone_on_from(undisturbed, tmp_path):
-    job, _, _ = undisturbed
-    events = Events()
-    checkpoints = checkpoints_of(job, tmp_path, events)
-    ids = checkpoints.order.ids
-    checkpoints.order = lay_out([*ids[:-1], 10_000], 2 * len(ids), 16, job.sft.seed)
-    assert checkpoints.newest() is None and "other examples" in events[0]["text"]
-
-
-def test_checkpoints_are_found_by_step_whatever_the_clock_said(undisturbed, tmp_path):
-    job, _, _ = undisturbed
-    checkpoints = checkpoints_of(job, tmp_path, Events())
-    for step, hours in ((10, 1), (12, -1)):
-        when = time.time() + 3600 * hours
-        os.utime(tmp_path / "checkpoints" / f"step-{step:08d}", (when, when))
-    assert checkpoints.newest().step == 12
-    checkpoints.keep(best=None)
-    assert checkpoints.newest().step == 12
-
-
-def test_a_job_killed_after_its_last_step_trains_no_step_again(undisturbed, tiny_base, tmp_path):
-    finished, whole, _ = undisturbed
-    job, events = sft_job(tiny_base, tmp_path, sft=_two_epochs()), Events()
-    shutil.copytree(Path(finished.checkpoints.url) / "checkpoints", tmp_path / "checkpoints")
-    result = train_chunk(job, fresh(job), events)
-    assert result["adapter_digest"] == whole["adapter_digest"] and result["steps"] == 12 and not events.of("step")
-
-
-def test_a_checkpoint_is_made_when_time_is_up_though_the_steps_are_not(tiny_base, tmp_path):
-    job, events = sft_job(tiny_base, tmp_path, sft=_two_epochs(max_steps=4, save_every=100, save_minutes=1e-6)), Events()
-    train_chunk(job, fresh(job), events)
-    saved = events.of("checkpoint")
-    assert [event["step"] for event in saved] == [1, 2, 3, 4]
-    assert all(event["bytes"] > 100_000 and 0 < event["seconds"] < 60 for event in saved)
-
-
 def test_a_chunk_goes_on_from_the_link_before(undisturbed, tiny_base, tmp_path):
     job, _, _ = undisturbed
-    after = sft_job(tiny_base, tmp_path, start_adapter=job.output, sft=_two_epochs(epochs=0.2, learning_rate=1e-12))
+    after = sft_job(tiny_base, tmp_path, start_adapter=job.output, sft=two_epochs(epochs=0.2, learning_rate=1e-12))
     train_chunk(after, fresh(after), Events())
     before, now = (load_file(Path(folder) / "adapter_model.safetensors") for folder in (job.output, after.output))
     assert all(torch.allclose(before[name], now[name], atol=1e-9) for name in before)
@@ -198,7 +76,7 @@ def test_the_step_is_the_recipes_whatever_the_card_holds(tiny_base, tmp_path):
     """Solutions differ in length: a mean over micro-batches instead of over the step's label tokens would show."""
     results = {}
     for held in (1, 5, 16):
-        job = sft_job(tiny_base, tmp_path / str(held), task="solver", n=32, sft=_two_epochs(max_steps=2),
+        job = sft_job(tiny_base, tmp_path / str(held), task="solver", n=32, sft=two_epochs(max_steps=2),
                       lora=Lora(rank=8, alpha=16), hardware=CPU.model_copy(update={"micro_batch": held}))
         results[held] = [step["loss"] for step in train_chunk(job, fresh(job), Events())["curve"]["steps"]]
     assert [even_split(16, held) for held in results] == [1, 4, 16]
@@ -208,7 +86,7 @@ def test_the_step_is_the_recipes_whatever_the_card_holds(tiny_base, tmp_path):
 def test_recomputed_activations_give_the_same_bytes_and_leave_no_hook(undisturbed, tiny_base, tmp_path):
     _, whole, _ = undisturbed
     hardware = CPU.model_copy(update={"gradient_checkpointing": True})
-    job = sft_job(tiny_base, tmp_path, sft=_two_epochs(), hardware=hardware)
+    job = sft_job(tiny_base, tmp_path, sft=two_epochs(), hardware=hardware)
     base = fresh(job)
     assert train_chunk(job, base, Events())["adapter_digest"] == whole["adapter_digest"]
     assert not base.model.get_input_embeddings()._forward_hooks
@@ -218,26 +96,13 @@ def test_evaluating_on_the_way_changes_nothing_without_dropout(tiny_base, tmp_pa
     digests = set()
     for every in (None, 2):
         job = sft_job(tiny_base, tmp_path / str(every), lora=Lora(rank=8, alpha=16),
-                      sft=_two_epochs(max_steps=4, evaluate_every=every, evaluate_rows=16))
+                      sft=two_epochs(max_steps=4, evaluate_every=every, evaluate_rows=16))
         digests.add(train_chunk(job, fresh(job), Events())["adapter_digest"])
     assert len(digests) == 1
 
 
-def test_the_best_step_is_kept_where_the_recipe_says_so(tiny_base, tmp_path):
-    job = sft_job(tiny_base, tmp_path, sft=_two_epochs(learning_rate=0.3, keep_best=True, evaluate_every=2, evaluate_rows=48,
-                                                       schedule="constant"))
-    events = Events()
-    result = train_chunk(job, fresh(job), events)
-    losses = {entry["step"]: entry["eval_loss"] for entry in result["curve"]["evals"]}
-    best = min(losses, key=losses.get)
-    assert result["best_step"] == best
-    saved = load_file(tmp_path / "checkpoints" / f"step-{best:08d}" / "adapter_model.safetensors")
-    final = load_file(Path(job.output) / "adapter_model.safetensors")
-    assert all(torch.equal(saved[name], final[name]) for name in final)
-
-
 def test_a_loss_that_is_no_number_stops_the_chunk(tiny_base, tmp_path):
-    job = sft_job(tiny_base, tmp_path, sft=_two_epochs(learning_rate=1e30, warmup=0, max_grad_norm=1e30))
+    job = sft_job(tiny_base, tmp_path, sft=two_epochs(learning_rate=1e30, warmup=0, max_grad_norm=1e30))
     with pytest.raises(TrainingError, match="is (nan|inf)"):
         train_chunk(job, fresh(job), Events())
     assert not (Path(job.output) / "adapter_model.safetensors").exists()
@@ -248,16 +113,16 @@ def test_tracking_goes_offline_without_a_key(tiny_base, tmp_path, monkeypatch):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")
-    job = sft_job(tiny_base, tmp_path, sft=_two_epochs(max_steps=1), tracking=Tracking(project="maths"))
+    job = sft_job(tiny_base, tmp_path, sft=two_epochs(max_steps=1), tracking=Tracking(project="maths"))
     train_chunk(job, fresh(job), Events())
-    again = sft_job(tiny_base, tmp_path / "next", sft=_two_epochs(max_steps=1), tracking=Tracking(project="maths"))
+    again = sft_job(tiny_base, tmp_path / "next", sft=two_epochs(max_steps=1), tracking=Tracking(project="maths"))
     train_chunk(again, fresh(again), Events())
     assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 2  # a run for each chunk
 
 
 @pytest.fixture(scope="module")
 def solver(tiny_base, tmp_path_factory):
-    job = sft_job(tiny_base, tmp_path_factory.mktemp("solver"), task="solver", n=64, sft=_two_epochs())
+    job = sft_job(tiny_base, tmp_path_factory.mktemp("solver"), task="solver", n=64, sft=two_epochs())
     train_chunk(job, fresh(job), Events())
     return job
 
@@ -288,7 +153,7 @@ def test_grpo_starts_where_the_link_ended(monkeypatch, tiny_base, tmp_path):
 
     attention = ("q_proj", "k_proj", "v_proj", "o_proj")
     link_lora = Lora(rank=8, alpha=16, targets=attention)
-    sft = sft_job(tiny_base, tmp_path / "sft", task="solver", n=32, sft=_two_epochs(), lora=link_lora)
+    sft = sft_job(tiny_base, tmp_path / "sft", task="solver", n=32, sft=two_epochs(), lora=link_lora)
     train_chunk(sft, fresh(sft), Events())
     job = grpo_job(tiny_base, tmp_path, Path(sft.output), alpha=8, targets=Lora().targets).model_copy(
         update={"lora": link_lora})

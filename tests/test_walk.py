@@ -17,7 +17,7 @@ from mathtune.recipe import Sft
 from mathtune.sft import train_chunk
 from tests.folders_fixtures import damage_file
 from tests.jobs_fixtures import sft_job
-from tests.test_training import Events, fresh
+from tests.training_fixtures import Events, fresh
 
 pytestmark = pytest.mark.slow
 STEPS = 9

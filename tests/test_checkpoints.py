@@ -1,0 +1,122 @@
+"""Checkpoints: found by step, set aside when damaged or foreign, made when time is up, and the best or the last one used."""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mathtune.checkpoints import Checkpoints
+from mathtune.folders import LocalFolders
+from mathtune.order import lay_out
+from mathtune.resume import fingerprint
+from mathtune.sft import make_order, tokenise, train_chunk
+from tests.folders_fixtures import damage_file
+from tests.jobs_fixtures import sft_job
+from tests.training_fixtures import Events, fresh, two_epochs
+
+
+def checkpoints_of(job, folder, events, **identity):
+    """The checkpoints of a finished job, copied to ``folder``."""
+    shutil.copytree(Path(job.checkpoints.url) / "checkpoints", folder / "checkpoints")
+    base, folders = fresh(job), LocalFolders(folder)
+    order = make_order(job.sft, tokenise(job, base, job.rows).row_ids)
+    identity = {"fingerprint": fingerprint(base.compute), "start": "", **identity}
+    return Checkpoints(folders, "checkpoints", identity, order, events)
+
+
+def test_a_checkpoint_says_what_comes_next_and_holds_no_pickle_of_arguments(undisturbed, tmp_path):
+    job, _, _ = undisturbed
+    checkpoints = checkpoints_of(job, tmp_path, Events())
+    assert checkpoints.folders.names("checkpoints") == ["checkpoints/step-00000010", "checkpoints/step-00000012"]
+    assert not list(tmp_path.rglob("training_args.bin"))  # a pickle that holds the Hub's token
+    manifest = json.loads((tmp_path / "checkpoints" / "step-00000010" / "manifest.json").read_text())
+    assert "torch.float32" in manifest["fingerprint"] and "trl " in manifest["fingerprint"]
+    assert manifest["place"]["next"] == checkpoints.order.ids_of(11) and len(manifest["place"]["next"]) == 16
+    assert checkpoints.newest().step == 12
+
+
+@pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.safetensors",
+                                  "trainer_state.json", "manifest.json"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "zeroes", "remove"])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_taken(undisturbed, tmp_path, file, damage):
+    job, _, _ = undisturbed
+    events = Events()
+    checkpoints = checkpoints_of(job, tmp_path, events)
+    damage_file(tmp_path / "checkpoints" / "step-00000012" / file, damage)
+    assert checkpoints.newest().step == 10
+    assert file in events[0]["text"] and "set aside as damaged-step-00000012" in events[0]["text"]
+    assert not (tmp_path / "checkpoints" / "step-00000012").exists()
+
+
+def test_when_every_checkpoint_is_damaged_the_chunk_starts_again_from_its_parent_loudly(undisturbed, tiny_base, tmp_path):
+    finished, whole, _ = undisturbed
+    job, events = sft_job(tiny_base, tmp_path, sft=two_epochs()), Events()
+    shutil.copytree(Path(finished.checkpoints.url) / "checkpoints", tmp_path / "checkpoints")
+    for checkpoint in (tmp_path / "checkpoints").glob("step-*"):
+        damage_file(checkpoint / "optimizer.pt", "flip")
+    assert train_chunk(job, fresh(job), events)["adapter_digest"] == whole["adapter_digest"]
+    assert "it starts again from its parent" in [event["text"] for event in events.of("notice")][-1]
+    assert not events.of("resumed")
+
+
+@pytest.mark.parametrize(("other", "named"), [({"fingerprint": "torch.float32, torch 1.0"}, "torch 1.0"),
+                                              ({"start": "x" * 64}, "start")])
+def test_a_checkpoint_of_other_libraries_or_another_parent_is_not_mixed_in(undisturbed, tmp_path, other, named):
+    job, _, _ = undisturbed
+    events = Events()
+    assert checkpoints_of(job, tmp_path, events, **other).newest() is None
+    assert named in events[0]["text"] and "set aside" in events[0]["text"]
+
+
+def test_a_checkpoint_of_other_examples_is_not_gone_on_from(undisturbed, tmp_path):
+    job, _, _ = undisturbed
+    events = Events()
+    checkpoints = checkpoints_of(job, tmp_path, events)
+    ids = checkpoints.order.ids
+    checkpoints.order = lay_out([*ids[:-1], 10_000], 2 * len(ids), 16, job.sft.seed)
+    assert checkpoints.newest() is None and "other examples" in events[0]["text"]
+
+
+def test_checkpoints_are_found_by_step_whatever_the_clock_said(undisturbed, tmp_path):
+    job, _, _ = undisturbed
+    checkpoints = checkpoints_of(job, tmp_path, Events())
+    for step, hours in ((10, 1), (12, -1)):
+        when = time.time() + 3600 * hours
+        os.utime(tmp_path / "checkpoints" / f"step-{step:08d}", (when, when))
+    assert checkpoints.newest().step == 12
+    checkpoints.keep(best=None)
+    assert checkpoints.newest().step == 12
+
+
+def test_a_job_killed_after_its_last_step_trains_no_step_again(undisturbed, tiny_base, tmp_path):
+    finished, whole, _ = undisturbed
+    job, events = sft_job(tiny_base, tmp_path, sft=two_epochs()), Events()
+    shutil.copytree(Path(finished.checkpoints.url) / "checkpoints", tmp_path / "checkpoints")
+    result = train_chunk(job, fresh(job), events)
+    assert result["adapter_digest"] == whole["adapter_digest"] and result["steps"] == 12 and not events.of("step")
+
+
+def test_a_checkpoint_is_made_when_time_is_up_though_the_steps_are_not(tiny_base, tmp_path):
+    job, events = sft_job(tiny_base, tmp_path, sft=two_epochs(max_steps=4, save_every=100, save_minutes=1e-6)), Events()
+    train_chunk(job, fresh(job), events)
+    saved = events.of("checkpoint")
+    assert [event["step"] for event in saved] == [1, 2, 3, 4]
+    assert all(event["bytes"] > 100_000 and 0 < event["seconds"] < 60 for event in saved)
+
+
+def test_the_best_step_is_kept_where_the_recipe_says_so(tiny_base, tmp_path):
+    job = sft_job(tiny_base, tmp_path, sft=two_epochs(learning_rate=0.3, keep_best=True, evaluate_every=2, evaluate_rows=48,
+                                                       schedule="constant"))
+    events = Events()
+    result = train_chunk(job, fresh(job), events)
+    losses = {entry["step"]: entry["eval_loss"] for entry in result["curve"]["evals"]}
+    best = min(losses, key=losses.get)
+    assert result["best_step"] == best
+    saved = load_file(tmp_path / "checkpoints" / f"step-{best:08d}" / "adapter_model.safetensors")
+    final = load_file(Path(job.output) / "adapter_model.safetensors")
+    assert all(torch.equal(saved[name], final[name]) for name in final)
