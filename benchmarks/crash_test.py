@@ -133,11 +133,11 @@ def run_round(pipeline: Pipeline, expected: dict[str, Any], length: int, draw: r
 
 def disturbed_start(pipeline: Pipeline, length: int, draw: random.Random, tally: Tally) -> int:
     """One start with kills of a drawn kind. Returns its exit status."""
-    match draw.choice(["faults", "faults", "control", "engine", "both", "term"]):
-        case "faults":
-            return start_with_faults(pipeline, draw, tally)
-        case victim:
-            return start_and_kill(pipeline, victim, draw.randrange(length), draw.uniform(0, LATEST), tally)
+    victim = draw.choice(["faults", "faults", "engine", "control", "both", "term"])
+    if victim == "faults":
+        return start_with_faults(pipeline, draw, tally)
+    times = draw.randint(1, 4) if victim == "engine" else 1  # the run goes on after the death of an engine
+    return start_and_kill(pipeline, victim, sorted(draw.sample(range(length // 2), times)), draw, tally)
 
 
 def start_with_faults(pipeline: Pipeline, draw: random.Random, tally: Tally) -> int:
@@ -153,19 +153,17 @@ def start_with_faults(pipeline: Pipeline, draw: random.Random, tally: Tally) -> 
     return process.returncode
 
 
-def start_and_kill(pipeline: Pipeline, victim: str, event_number: int, delay: float, tally: Tally) -> int:
-    """A start in which the victim is killed once so many events were seen."""
+def start_and_kill(pipeline: Pipeline, victim: str, event_numbers: list[int], draw: random.Random, tally: Tally) -> int:
+    """A start in which the victim is killed each time so many events were seen."""
     process = pipeline.start()
-    while process.poll() is None:
+    for number in event_numbers:
+        while process.poll() is None and len(pipeline.events()) <= number:
+            time.sleep(0.02)
+        time.sleep(draw.uniform(0, LATEST))
         events = pipeline.events()
-        if len(events) > event_number:
-            time.sleep(delay)
-            engine = next((event["pid"] for event in reversed(events) if event["event"] == "ready"), None)
-            doing = doing_at(pipeline.events())
-            if kill(process, engine, victim):
-                tally.kills[f"{victim} {doing}"] += 1
-            break
-        time.sleep(0.02)
+        engine = next((event["pid"] for event in reversed(events) if event["event"] == "ready"), None)
+        if kill(process, engine, victim):
+            tally.kills[f"{victim} {doing_at(events)}"] += 1
     return process.wait()
 
 
@@ -213,7 +211,7 @@ def measure(pipeline: Pipeline, tally: Tally) -> None:
                 first = False
 
 
-def crash_test(kills: int, seed: int, kinds: list[str], folder: Path, starts_a_round: int = 8) -> Tally:
+def crash_test(kills: int, seed: int, kinds: list[str], folder: Path, starts_a_round: int = 12) -> Tally:
     """Rounds until there were so many kills. Prints a line a round."""
     draw, tally = random.Random(seed), Tally()
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -8,7 +8,7 @@ from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 from rich.text import Text
 
-from flows import show
+from flows import execute, show
 from mathtune import __version__
 from mathtune.chain import Chain
 from mathtune.errors import MathtuneError, RecipeError
@@ -38,7 +38,7 @@ def run(recipe: Path, *overrides: Overrides, accept: bool = False, skip: bool = 
     """
     from flows.pipeline import pipeline
 
-    show.execute(console, pipeline, load_recipe(recipe, overrides), decision=decided(accept, skip))
+    execute.execute(console, pipeline, load_recipe(recipe, overrides), decision=decided(accept, skip))
 
 
 @app.command
@@ -64,8 +64,8 @@ def train(recipe: Path, *overrides: Overrides, start: int | None = None, end: in
     """
     from flows.parts import train_range
 
-    show.execute(console, train_range, load_recipe(recipe, overrides), start=start, end=end, next_rows=next_rows,
-                 allow_gap=allow_gap, decision=decided(accept, skip))
+    execute.execute(console, train_range, load_recipe(recipe, overrides), start=start, end=end, next_rows=next_rows,
+                    allow_gap=allow_gap, decision=decided(accept, skip))
 
 
 @app.command
@@ -73,7 +73,7 @@ def evaluate(recipe: Path, *overrides: Overrides):
     """Score the base and every link of the chain on the fixed validation rows."""
     from flows.parts import evaluate_chain
 
-    show.execute(console, evaluate_chain, load_recipe(recipe, overrides))
+    execute.execute(console, evaluate_chain, load_recipe(recipe, overrides))
 
 
 @app.command
@@ -87,7 +87,7 @@ def submit(recipe: Path, *overrides: Overrides, link: int | None = None):
     """
     from flows.parts import submit_link
 
-    show.execute(console, submit_link, load_recipe(recipe, overrides), link=link)
+    execute.execute(console, submit_link, load_recipe(recipe, overrides), link=link)
 
 
 @app.command

@@ -27,7 +27,13 @@ def even_split(size: int, at_most: int) -> int:
     return max(part for part in range(1, at_most + 1) if size % part == 0)
 
 
-class InspectJob(Section):
+class _Job(Section):
+    def halved(self):
+        """The same job with half as much in memory at a time; None where there is nothing to halve."""
+        return None
+
+
+class InspectJob(_Job):
     """Look at the base before anything is computed: does it load, has it a tokenizer, do the labels differ?
 
     Result: ``{"base", "tokenizer"}`` (digests), ``{"parameters", "device", "dtype", "dtype_reason"}``.
@@ -41,7 +47,7 @@ class InspectJob(Section):
     cache: str = Field(description="folder for a built or fetched base and for digests of large files")
 
 
-class MeasureJob(Section):
+class MeasureJob(_Job):
     """Count tokens of a sample of rows. Result: ``{"rows", "mean", "p95", "longest", "over_limit"}`` (tokens; share)."""
 
     kind: Literal["measure"] = "measure"
@@ -53,7 +59,7 @@ class MeasureJob(Section):
     sample: int = Field(description="look at the first rows only")
 
 
-class SftJob(Section):
+class SftJob(_Job):
     """Train one chunk. Result: adapter digest, counts of examples and tokens, the training curve."""
 
     kind: Literal["sft"] = "sft"
@@ -87,7 +93,7 @@ class SftJob(Section):
         return _with_half(self, self.micro_batch)
 
 
-class GrpoJob(Section):
+class GrpoJob(_Job):
     """Refine a solver's adapter by GRPO. Result: as for SFT, with reward and KL in the curve."""
 
     kind: Literal["grpo"] = "grpo"
@@ -119,7 +125,7 @@ class GrpoJob(Section):
         return _with_half(self, self.micro_batch)
 
 
-class ScoreJob(Section):
+class ScoreJob(_Job):
     """Verifier: label logits of every row. Solver: a greedy completion of every row. Result: counts and seconds."""
 
     kind: Literal["score"] = "score"

@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,8 @@ def leased(folders: Folders, under: str, emit: Emit, seconds: float = LEASE_SECO
     finally:
         done.set()
         renewer.join()
-        lease.give_back()
+        with suppress(StoreError):  # the place is away: the lease is over when it has not moved for long enough
+            lease.give_back()
 
 
 def _acquire(folders: Folders, under: str, emit: Emit, seconds: float) -> Lease:

@@ -12,7 +12,7 @@ from mathtune.chain import Chain
 from mathtune.engine_client import EngineClient
 from mathtune.errors import StoreError
 from mathtune.events import Event
-from mathtune.files import write_atomically, write_json
+from mathtune.files import disk_errors, write_atomically, write_json
 from mathtune.folders import open_folders
 from mathtune.recipe import Recipe
 from mathtune.recipe_file import dump_recipe
@@ -91,8 +91,9 @@ class Workspace:
     def handle(self, event: Event) -> None:
         """Appends an event to the execution's file and passes it to the listeners."""
         event = {"time": round(time.time(), 3), **event}
-        self._events.write(json.dumps(event, ensure_ascii=False) + "\n")
-        self._events.flush()
+        with disk_errors(self.folder):
+            self._events.write(json.dumps(event, ensure_ascii=False) + "\n")
+            self._events.flush()
         for listener in self.listeners:
             listener(event)
 

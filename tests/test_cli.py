@@ -191,6 +191,20 @@ def test_bad_models(command, write_recipe, tiny_base, tmp_path):
     assert nothing_half_written(tmp_path)
 
 
+@pytest.mark.parametrize("verb", [["run"], ["train", "--next", "32"]])
+def test_a_rejected_link_is_accepted_or_skipped_not_both(command, write_recipe, verb):
+    status, _, err = command(verb[0], write_recipe(), *verb[1:], "--accept", "--skip")
+    assert status == 2 and "contradict" in err
+
+
+def test_a_prefect_server_that_does_not_answer_is_named_with_what_to_do(command, write_recipe, monkeypatch):
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        status, _, err = command("run", write_recipe())
+    assert status == 1 and "Failed to reach API" in err and "prefect server start" in err
+
+
 # --- what works ---
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from prefect.states import Cancelling
 from rich.console import Console
 
 from deployments.bootstrap import make_pool
-from flows import show
+from flows import execute
 from mathtune.errors import ChainError
 from tests.conftest import VERIFIER_TEMPLATE
 from tests.hub_server import REPO, HubServer
@@ -242,7 +242,7 @@ def test_the_stages_own_error_is_told_though_the_server_is_away(make_recipe, mon
 
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     with pytest.raises(ChainError, match="another recipe"):
-        show.execute(Console(quiet=True), flow, make_recipe())
+        execute.execute(Console(quiet=True), flow, make_recipe())
 
 
 def test_a_cancelled_run_is_saved_and_the_same_command_goes_on(world, whole):

@@ -28,15 +28,16 @@ def judge(work: Workspace, base: dict[str, Any], parts: Artifact, link: Link, sc
         RejectedLink: the link is worse; it is recorded as rejected, and the head stays.
     """
     versus = compare(correct_rows(work, parent_scores, parts), correct_rows(work, scores, parts))
-    rejected = work.chain.record(link).get("verdict") == "rejected" or is_worse(versus, work.recipe.evaluation.reject_p)
-    verdict = {None: "accepted", "accept": "accepted", "skip": "skipped"}[decision]
-    if rejected and decision is None:
+    known = work.chain.record(link).get("verdict") == "rejected"
+    word = decision if known else None  # not about the links that are trained after the rejected one
+    if word is None and (known or is_worse(versus, work.recipe.evaluation.reject_p)):
         work.chain.write_record(link, {"verdict": "rejected", "versus_parent": versus.model_dump(mode="json")})
         raise RejectedLink(f"{link.title} is worse than its parent: {comparison_text(versus)}; the head stays where it was",
                            where=f"chain {work.chain.name}, link {link.number}",
                            remedy="the same command with --accept takes it all the same, with --skip leaves its rows out; "
                            "or change the recipe for this range, for example sft.learning_rate")
-    by = f"{verdict} by a person" if rejected and decision else "accepted"
+    verdict = "skipped" if word == "skip" else "accepted"
+    by = f"{verdict} by a person" if word else verdict
     work.chain.settle(link, chain_pins(work, base, parts), verdict)
     work.chain.write_record(link, {"verdict": by, "versus_parent": versus.model_dump(mode="json")})
     return Outcome(verdict, False, f"{by}: {comparison_text(versus)}")
