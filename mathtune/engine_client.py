@@ -41,6 +41,7 @@ class EngineClient:
         self.log, self.on_event, self.restarts, self.silent_seconds = log, on_event, restarts, silent_seconds
         self._process: subprocess.Popen | None = None
         self._connection: socket.socket | None = None
+        self._busy = False
 
     def __enter__(self) -> "EngineClient":
         return self
@@ -96,16 +97,21 @@ class EngineClient:
         if self._process:
             self._process.wait()
         self._process = self._connection = None
+        self._busy = False
 
     def _run_once(self, job: Job) -> dict[str, Any]:
+        if self._busy:  # whoever took its events raised, and it works on
+            self.close()
         if self._process is None:
             self._start()
+        self._busy = True
         self._connection.settimeout(None if isinstance(job, InspectJob) else self.silent_seconds)
         try:
             self._connection.sendall(job.model_dump_json().encode() + b"\n")
         except OSError:
             raise _EngineDied(self._cause()) from None
         for event in self._events():
+            self._busy = event["event"] not in ("result", "failed")
             if event["event"] == "result":
                 return event["result"]
             if event["event"] == "failed":
@@ -185,7 +191,10 @@ class EngineClient:
         raise EngineError(f"the engine did not start within {START_SECONDS} s", where=str(self.log))
 
     def _cause(self) -> str:
-        status = self._process.wait()
+        try:
+            status = self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            return "its connection, though its process is there"
         if status in _MEANINGS:
             return _MEANINGS[status]
         return f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mathtune.engine_client import EngineClient
-from mathtune.errors import EngineError, ModelError
+from mathtune.errors import EngineError, ModelError, StoreError
 from mathtune.jobs import InspectJob, MeasureJob
 from mathtune.recipe import Labels, Model, Prompt
 from tests.conftest import VERIFIER_TEMPLATE
@@ -113,3 +113,17 @@ def test_a_job_can_be_run_by_hand(tiny_base, tmp_path):
                             capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     assert failed.returncode == 1
     assert json.loads(failed.stdout.splitlines()[-1])["error"]["type"] == "ModelError"
+
+
+def test_an_engine_whose_events_could_not_be_kept_does_not_answer_the_next_job_with_them(engine, events, tiny_base, tmp_path):
+    def full(event):
+        if event["event"] == "step":
+            raise StoreError("no space is left on the disk")
+        events.append(event)
+
+    engine.on_event = full
+    with pytest.raises(StoreError):
+        engine.run(sft_job(tiny_base, tmp_path / "first"))
+    engine.on_event = events.append
+    assert engine.run(score_job(tiny_base, tmp_path))["rows"] == 40
+    assert [event["event"] for event in events].count("ready") == 2
