@@ -118,26 +118,31 @@ def run_round(pipeline: Pipeline, expected: dict[str, Any], length: int, draw: r
         undisturbed = number == most
         before = sum(tally.kills.values())
         tally.starts += 1
-        status = pipeline.start().wait() if undisturbed else disturbed_start(pipeline, length, draw, tally)
+        status, ends = (pipeline.start().wait(), False) if undisturbed else disturbed_start(pipeline, length, draw, tally)
         if status == 0:
             break
-        if undisturbed or sum(tally.kills.values()) == before:
-            tally.wrong.append(f"exit status {status} without a kill: {pipeline.folder / 'output.log'}")
+        if not ends or sum(tally.kills.values()) == before:
+            tally.wrong.append(f"exit status {status} without a kill that ends a run: {pipeline.folder / 'output.log'}")
             return
     outcome = pipeline.outcome()
     tally.wrong += [f"{pipeline.folder}: {name} differs" for name in expected.keys() | outcome.keys()
                     if outcome.get(name) != expected.get(name)]
     tally.rounds += 1
     measure(pipeline, tally)
+    if max(tally.lost, default=0) > SAVE_EVERY:
+        tally.wrong.append(f"{pipeline.folder}: {max(tally.lost)} steps lost by one kill")
+    if litter := [path.name for path in (pipeline.folder / "store" / "chains").rglob(".*")]:
+        tally.wrong.append(f"{pipeline.folder}: left behind {litter}")
 
 
-def disturbed_start(pipeline: Pipeline, length: int, draw: random.Random, tally: Tally) -> int:
-    """One start with kills of a drawn kind. Returns its exit status."""
+def disturbed_start(pipeline: Pipeline, length: int, draw: random.Random, tally: Tally) -> tuple[int, bool]:
+    """One start with kills of a drawn kind. Returns its exit status, and whether they may end it (an engine's do not)."""
     victim = draw.choice(["faults", "faults", "engine", "control", "both", "term"])
     if victim == "faults":
-        return start_with_faults(pipeline, draw, tally)
+        return start_with_faults(pipeline, draw, tally), True
     times = draw.randint(1, 4) if victim == "engine" else 1  # the run goes on after the death of an engine
-    return start_and_kill(pipeline, victim, sorted(draw.sample(range(length // 2), times)), draw, tally)
+    numbers = sorted(draw.sample(range(length // 2), times))
+    return start_and_kill(pipeline, victim, numbers, draw, tally), victim != "engine"
 
 
 def start_with_faults(pipeline: Pipeline, draw: random.Random, tally: Tally) -> int:

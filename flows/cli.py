@@ -13,6 +13,7 @@ from mathtune import __version__
 from mathtune.chain import Chain
 from mathtune.errors import MathtuneError, RecipeError
 from mathtune.folders import open_folders
+from mathtune.ranges import check_asked
 from mathtune.recipe_file import load_recipe
 from mathtune.recipe_source import NAME_PATTERN, NAME_RULE
 
@@ -62,6 +63,7 @@ def train(recipe: Path, *overrides: Overrides, start: int | None = None, end: in
     skip
         leave its rows out and go on with the next range.
     """
+    check_asked(start, end, next_rows)
     from flows.parts import train_range
 
     execute.execute(console, train_range, load_recipe(recipe, overrides), start=start, end=end, next_rows=next_rows,

@@ -43,9 +43,12 @@ def execute(console: Console, flow: Callable[..., dict[str, Any]], recipe: Recip
     events = RunFolder(Path(recipe.storage.runs), recipe.name).execution(execution) / "events.jsonl"
     console.print(f"[bold]{recipe.name}[/]: {recipe.task}, chain {recipe.chain}, base {recipe.model.base}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(stop_status(events)))  # Prefect passes the signal on once it has acted
+    shield_server()
     with Display(console, events):
         try:
             result = flow(recipe, execution=execution, **parameters)
+        except KeyboardInterrupt:
+            sys.exit(stop_status(events))
         except HTTPError as error:  # no stage lets one out: Prefect could not tell how the run ended
             forget_events()
             raise own_error(error) or MachineError(
@@ -59,6 +62,26 @@ def execute(console: Console, flow: Callable[..., dict[str, Any]], recipe: Recip
     if result["record"]["submission"]:
         console.print(f"results     {RunFolder(Path(recipe.storage.runs), recipe.name).path}/", highlight=False)
     console.print(f"report      {result['report']}", highlight=False)
+
+
+def shield_server() -> None:
+    """Keeps Ctrl-C from Prefect's own server, a child in the terminal's foreground: it would be gone before it could be told
+    that the run was stopped. A blocked signal stays blocked in the program that a process starts."""
+    from prefect.server.api.server import SubprocessASGIServer
+
+    start = SubprocessASGIServer._run_uvicorn_command
+    if hasattr(start, "shielded"):
+        return
+
+    def shielded(server: SubprocessASGIServer):
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return start(server)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    shielded.shielded = True
+    SubprocessASGIServer._run_uvicorn_command = shielded
 
 
 def forget_events() -> None:

@@ -7,7 +7,7 @@ from prefect import flow
 from flows.prepare import Run, open_workspace, prepare
 from mathtune.chain import Link
 from mathtune.errors import ChainError, RangeError, RejectedLink
-from mathtune.ranges import Range
+from mathtune.ranges import Range, check_asked
 from mathtune.recipe import Recipe
 from mathtune.recipe_source import Name
 from mathtune.stages.judge import Decision
@@ -28,8 +28,7 @@ def train_range(recipe: Recipe, start: int | None = None, end: int | None = None
         decision: about a link that was rejected because it is worse than its parent.
         execution: name of this execution.
     """
-    if next_rows is None and (start is None or end is None):
-        raise RangeError("give --start and --end, or --next", where="range", remedy="for example --next 1000")
+    check_asked(start, end, next_rows)
     with open_workspace(recipe, execution) as work:
         run = prepare(work, decision)
         wanted = requested_range(run, start, end, next_rows)

@@ -5,11 +5,12 @@ from typing import Any
 from prefect import flow
 
 from flows.prepare import Run, open_workspace, prepare
-from mathtune.errors import TrainingError
+from mathtune.errors import ChainError, TrainingError
 from mathtune.ranges import chunk_ranges
 from mathtune.recipe import Recipe
 from mathtune.recipe_source import Name
 from mathtune.stages.judge import Decision
+from mathtune.stages.train import nothing_accepted
 from tasks.results import submit
 from tasks.training import grpo, train_chunk
 
@@ -30,8 +31,11 @@ def pipeline(recipe: Recipe, decision: Decision | None = None, execution: Name |
         run = prepare(work, decision)
         try:
             train(run, decision)
-            run.submission = submit(work, run.base, run.data["download"], work.chain.links()[-1])
-        except TrainingError:  # a link worse than its parent, a verifier that says one thing only: the report shows why
+            links = work.chain.links()
+            if not links:
+                raise nothing_accepted(work)
+            run.submission = submit(work, run.base, run.data["download"], links[-1])
+        except (TrainingError, ChainError):  # worse than its parent, all skipped, one answer only: the report shows why
             run.report()
             raise
         return run.report()

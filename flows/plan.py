@@ -40,8 +40,11 @@ def show_plan(console: Console, recipe: Recipe) -> None:
         base = work.engine.run(InspectJob(task=recipe.task, model=recipe.model, prompt=recipe.prompt,
                                           hardware=recipe.hardware, cache=str(work.cache)))
         data, parts = plan_data(work)
-        links = open_chain(work, base, parts) if parts else work.chain.links()
-        steps = data + (plan_links(recipe, parts.facts["pool"], work.chain.entries()) if parts else [])
+        if parts:
+            open_chain(work, base, parts)
+        entries = work.chain.entries()
+        rejected = {link.title: link for link in work.chain.rejected()}
+        steps = data + (plan_links(recipe, parts.facts["pool"], entries, rejected) if parts else [])
         tokens = measure(work, base, parts) if parts else None
     table = Table(title=f"plan of {recipe.name}", title_justify="left")
     for column in ("stage", "", "what is known"):
@@ -50,7 +53,7 @@ def show_plan(console: Console, recipe: Recipe) -> None:
         table.add_row(step.title.replace("[", "\\["), "[cyan]there[/]" if step.there else "to do", step.text)
     console.print(table)
     for line in [base_line(base), memory_line(base, recipe.model),
-                 *token_lines(recipe, tokens, links, parts)]:
+                 *token_lines(recipe, tokens, entries, parts)]:
         console.print(line, highlight=False, soft_wrap=True)
 
 
@@ -77,13 +80,14 @@ def plan_data(work: Workspace) -> tuple[list[Step], Artifact | None]:
     return [*steps, Step("split", parts is not None, text)], parts
 
 
-def plan_links(recipe: Recipe, pool_rows: int, entries: list[Entry]) -> list[Step]:
-    """The chunks and the refinement, each with whether the chain holds it."""
+def plan_links(recipe: Recipe, pool_rows: int, entries: list[Entry], rejected: dict[str, Link]) -> list[Step]:
+    """The chunks and the refinement, each with whether the chain holds it, or a person has to decide about it first."""
     done = {entry.link.range: entry for entry in entries}
     steps = []
     for wanted in chunk_ranges(recipe.chunks, pool_rows):
         entry = done.get(wanted)
         text = (f"link {entry.link.number}, {entry.verdict}, {entry.link.result['seconds']:.0f} s" if entry
+                else "rejected as worse than its parent: --accept or --skip" if f"sft{wanted}" in rejected
                 else f"{len(wanted):,} rows")
         steps.append(Step(f"train-chunk{wanted}", entry is not None, text))
     if recipe.grpo:
@@ -113,15 +117,15 @@ def memory_line(base: dict[str, Any], model: Model) -> str:
     return f"memory    weights {weights / 2**20:,.1f} MiB ({model.quantization}); activations come on top"
 
 
-def token_lines(recipe: Recipe, tokens: dict[str, Any] | None, links: list[Link], parts: Artifact | None) -> list[str]:
+def token_lines(recipe: Recipe, tokens: dict[str, Any] | None, entries: list[Entry], parts: Artifact | None) -> list[str]:
     """Tokens an example, tokens of the ranges, and the time that this chain's own speed lets expect."""
     if tokens is None or parts is None:
         return ["tokens    known once the data stages are done"]
     ranges = chunk_ranges(recipe.chunks, parts.facts["pool"])
-    left = sum(len(wanted) for wanted in ranges if wanted not in {link.range for link in links})
+    left = sum(len(wanted) for wanted in ranges if wanted not in {entry.link.range for entry in entries})
     lines = [f"tokens    {tokens['mean']:.0f} an example, 95% below {tokens['p95']:.0f}, longest {tokens['longest']} of "
              f"{tokens['rows']} looked at; {tokens['over_limit']:.1%} over model.max_length={recipe.model.max_length}"]
-    trained = [link for link in links if link.kind == "sft"]
+    trained = [entry.link for entry in entries if entry.link.kind == "sft"]
     if left and trained:
         speed = sum(link.result["examples"] for link in trained) / sum(link.result["seconds"] for link in trained)
         minutes = left / speed / 60

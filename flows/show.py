@@ -5,8 +5,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mathtune.chain import Chain, chain_names
-from mathtune.errors import ChainError
+from mathtune.chain import Chain, Link, chain_names
+from mathtune.errors import ChainError, Damaged
 
 
 def result_table(record: dict[str, Any]) -> Table:
@@ -30,22 +30,33 @@ def chain_table(console: Console, chain: Chain) -> None:
     Raises:
         ChainError: there is no such chain.
     """
-    if chain.pins() is None:
+    if chain.pins() is None and not chain.rejected():
         others = chain_names(chain.folders)
         raise ChainError("there is no such chain", where=f"{chain.folders.url}/{chain.name}",
                          remedy=f"there are: {', '.join(others)}" if others else "mathtune run RECIPE makes one")
     table = Table(title=f"chain {chain.name}", title_justify="left")
-    for column in ("link", "rows", "steps", "loss or reward", "accuracy", "adapter", ""):
+    for column in ("link", "rows", "steps", "loss or reward", "accuracy", "adapter", "verdict"):
         table.add_column(column, no_wrap=column != "accuracy")
-    judged = [(entry.link, "" if entry.verdict == "accepted" else entry.verdict) for entry in chain.entries()]
-    for link, verdict in judged + [(link, "rejected") for link in chain.rejected()]:
+    judged = [(entry.link, entry.verdict) for entry in chain.entries()]
+    for link, verdict in judged + [(link, "rejected: --accept or --skip") for link in chain.rejected()]:
         steps = link.result["curve"]["steps"]
         figure = "reward" if link.kind == "grpo" else "loss"
         metrics = chain.record(link).get("metrics")
         accuracy = "{} ({})".format(*_accuracy(metrics)[:2]) if metrics else ""
         table.add_row(f"{link.number} {link.kind}", str(link.range or "").replace("[", "\\["), str(link.result["steps"]),
-                      f"{steps[0][figure]:.3f} → {steps[-1][figure]:.3f}", accuracy, link.adapter_digest[:8], verdict)
+                      f"{steps[0][figure]:.3f} → {steps[-1][figure]:.3f}", accuracy, link.adapter_digest[:8],
+                      damage(chain, link) or verdict)
     console.print(table)
+
+
+def damage(chain: Chain, link: Link) -> str | None:
+    """"damaged" where a link on this machine is; links in an object store are not fetched to be looked at."""
+    try:
+        if chain.folders.cache is None:
+            chain.adapter(link)
+    except Damaged:
+        return "[red]damaged[/]"
+    return None
 
 
 def _accuracy(metrics: dict[str, Any]) -> tuple[str, str, str]:

@@ -23,13 +23,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mathtune.digests import digest_value
-from mathtune.errors import ChainError, StoreError
+from mathtune.errors import ChainError, Damaged, TakenOver
 from mathtune.files import MANIFEST, parse_manifest, write_json
 from mathtune.folders import Folders
 from mathtune.ranges import Range
 
-Verdict = Literal["accepted", "skipped"]
+Verdict = Literal["accepted", "accepted by a person", "skipped"]
 STAGE = "link"
+READABLE = ("task", "quantization", "lora")  # what is pinned in words, not as a digest
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,11 @@ class Entry:
     link: Link
     verdict: Verdict
 
+    @property
+    def accepted(self) -> bool:
+        """Whether later links grow from it."""
+        return self.verdict != "skipped"
+
 
 class Chain:
     """Reads and extends one chain.
@@ -104,8 +110,9 @@ class Chain:
             return
         different = sorted(name for name in pinned.keys() | wanted.keys() if pinned.get(name) != wanted.get(name))
         if different:
-            raise ChainError(f"the recipe disagrees with what the chain pins: {', '.join(different)}",
-                             where=f"chain {self.name}", remedy="go back to the recipe it was made with, or chain=NEW")
+            shown = [f"{name} ({pinned[name]} there, {wanted[name]} here)" if name in READABLE else name for name in different]
+            raise ChainError(f"the recipe disagrees with what the chain pins: {', '.join(shown)}", where=f"chain {self.name}",
+                             remedy="go back to the recipe it was made with (recipe.yaml in the run's folder), or chain=NEW")
 
     def entries(self) -> list[Entry]:
         """Accepted and skipped links in order.
@@ -118,7 +125,7 @@ class Chain:
 
     def links(self) -> list[Link]:
         """The accepted links in order."""
-        return [entry.link for entry in self.entries() if entry.verdict == "accepted"]
+        return [entry.link for entry in self.entries() if entry.accepted]
 
     def adapter(self, link: Link) -> Path:
         """The link's PEFT folder on this machine, every byte checked.
@@ -128,7 +135,7 @@ class Chain:
         """
         try:
             return self.folders.fetch(self._folder(link.number, link.title, link.key)).folder / "adapter"
-        except StoreError as error:
+        except Damaged as error:
             raise _damaged(error) from error
 
     def checkpoints(self, key: str) -> str:
@@ -141,7 +148,7 @@ class Chain:
         folder = self._folder(number, title, key)
         try:
             return self._read(folder) if self.folders.fetch(folder) else None
-        except StoreError as error:
+        except Damaged as error:
             self.folders.set_aside(folder, str(error))
             return None
 
@@ -160,12 +167,13 @@ class Chain:
         return self._read(folder)
 
     def settle(self, link: Link, pins: dict[str, str], verdict: Verdict) -> None:
-        """Gives a published link its place in the chain: the head moves to it, or, skipped, past it.
+        """Gives a published link its place in the chain: the head moves to it, or, skipped, past it. Checkpoints go.
 
         The first link pins the chain: a run that fails before it leaves nothing that a corrected recipe must obey.
 
         Raises:
-            ChainError: another worker extended the chain meanwhile.
+            TakenOver: another worker extended the chain meanwhile.
+            ChainError: the chain, begun meanwhile, pins something else.
         """
         folder = self._folder(link.number, link.title, link.key)
         self.folders.create_once(f"{self.name}/pins.json", json.dumps(pins, indent=2) + "\n")
@@ -173,9 +181,20 @@ class Chain:
         head = f"{self.name}/head-{link.number:04d}"
         text = json.dumps({"link": folder.rpartition("/")[2], "manifest": _digest(self._manifest(folder)), "verdict": verdict})
         if not self.folders.create_once(head, text + "\n") and self.folders.read(head).strip() != text:
-            raise ChainError(f"another worker has added link {link.number} meanwhile; its link stays",
-                             where=f"chain {self.name}", remedy="run the same command again: it goes on from the new head")
-        self.folders.remove(self.checkpoints(link.key))
+            raise TakenOver(f"another worker has added link {link.number} meanwhile; its link stays",
+                            where=f"chain {self.name}", remedy="run the same command again: it goes on from the new head")
+        work = f"{self.name}/work"
+        self.folders.sweep(work)
+        for other in self.folders.children(work):  # this link's, and those that nobody will go on from
+            self.folders.remove(other)
+
+    def sweep(self) -> None:
+        """Removes what processes of this machine left unfinished when they were killed, and checkpoints of placed links."""
+        for under in (self.name, f"{self.name}/links", f"{self.name}/work"):
+            self.folders.sweep(under)
+        placed = {self.checkpoints(entry.link.key) for entry in self.entries()}
+        for name in placed.intersection(self.folders.children(f"{self.name}/work")):
+            self.folders.remove(name)
 
     def rejected(self) -> list[Link]:
         """Links that were judged worse than their parent and wait for a person's word at the chain's end."""
@@ -183,7 +202,8 @@ class Chain:
         placed, number = {entry.link.key for entry in entries}, len(entries) + 1
         records = [json.loads(self.folders.read(name)) for name in self.folders.texts(f"{self.name}/records")]
         waiting = [record for record in records if record.get("verdict") == "rejected" and record["number"] == number]
-        return [self._read(f"{self.name}/links/{record['folder']}") for record in waiting if record["key"] not in placed]
+        names = [f"{self.name}/links/{record['folder']}" for record in waiting if record["key"] not in placed]
+        return [self._read(name) for name in names if self.folders.read(f"{name}/{MANIFEST}")]
 
     def record(self, link: Link) -> dict[str, Any]:
         """What was learned about a link after it was trained, ``{}`` if nothing was."""
@@ -205,11 +225,11 @@ class Chain:
             folder = f"{self.name}/links/{facts['link']}"
             manifest = self._manifest(folder)
             if _digest(manifest) != facts["manifest"]:
-                raise StoreError("its bytes do not match the digest in the chain's head", where=f"{folder}/{MANIFEST}")
+                raise Damaged("its bytes do not match the digest in the chain's head", where=f"{folder}/{MANIFEST}")
             return Entry(Link(**parse_manifest(manifest, folder)["facts"]), facts["verdict"])
         except (ValueError, KeyError, TypeError) as error:
-            raise _damaged(StoreError("the head does not parse", where=f"{self.folders.url}/{head}")) from error
-        except StoreError as error:
+            raise _damaged(Damaged("the head does not parse", where=f"{self.folders.url}/{head}")) from error
+        except Damaged as error:
             raise _damaged(error) from error
 
     def _read(self, folder: str) -> Link:
@@ -218,7 +238,7 @@ class Chain:
     def _manifest(self, folder: str) -> str:
         text = self.folders.read(f"{folder}/{MANIFEST}")
         if text is None:
-            raise StoreError("the manifest is missing", where=f"{self.folders.url}/{folder}/{MANIFEST}")
+            raise Damaged("the manifest is missing", where=f"{self.folders.url}/{folder}/{MANIFEST}")
         return text
 
 
@@ -228,9 +248,9 @@ def _write(staging: Path, train: Callable[[Path], Link]) -> dict[str, Any]:
     return link
 
 
-def _damaged(error: StoreError) -> StoreError:
-    return StoreError(f"a link of the chain is damaged: {error.what}", where=error.where,
-                      remedy="restore the folder from a copy, or train a new chain with chain=NEW")
+def _damaged(error: Damaged) -> Damaged:
+    return Damaged(f"a link of the chain is damaged: {error.what}", where=error.where,
+                   remedy="restore the folder from a copy, or train a new chain with chain=NEW")
 
 
 def _digest(text: str) -> str:

@@ -6,6 +6,7 @@ beside the last two (see ``mathtune.folders``), and only then older ones go. Wha
 """
 
 import json
+import math
 import os
 import shutil
 import time
@@ -15,7 +16,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from mathtune.errors import StoreError
+from mathtune.errors import Damaged
 from mathtune.events import Emit
 from mathtune.files import check_space, disk_errors, make_folder, scratch_name
 from mathtune.folders import Folders
@@ -67,16 +68,25 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self.scratch, ignore_errors=True)
 
-    def newest(self) -> Checkpoint | None:
-        """The newest whole checkpoint that belongs to this training; those before it that do not are set aside and named."""
+    def newest(self, with_best: bool = False) -> Checkpoint | None:
+        """The newest whole checkpoint that belongs to this training; those before it that do not are set aside and named.
+
+        Args:
+            with_best: take none whose best step so far has no whole checkpoint any more.
+        """
         found = self.folders.names(self.name)
         for name in reversed(found):
             try:
                 published = self.folders.fetch(name)
+                if published is None:
+                    continue  # another worker's engine has just removed it
+                checkpoint = Checkpoint(published.folder, published.manifest["step"])
                 reason = self._foreign(published.manifest)
+                if with_best and reason is None:
+                    self._check_best(checkpoint)
                 if reason is None:
-                    return Checkpoint(published.folder, published.manifest["step"])
-            except StoreError as error:
+                    return checkpoint
+            except Damaged as error:
                 reason = str(error)
             aside = self.folders.set_aside(name, reason)
             self.emit("notice", text=f"{name.rpartition('/')[2]} set aside as {aside.rpartition('/')[2]}: {reason}")
@@ -106,13 +116,18 @@ class Checkpoints:
         """The checkpoint of a step that was published before.
 
         Raises:
-            StoreError: it is missing or damaged.
+            Damaged: it is missing or damaged.
         """
         published = self.folders.fetch(self._name(step))
         if published is None:
-            raise StoreError("the checkpoint of the best step is gone", where=self._name(step),
-                             remedy="run the same command again: the chunk goes on from the last one")
+            raise Damaged("the checkpoint of the best step is gone", where=self._name(step),
+                          remedy="run the same command again: the chunk goes on from one before it")
         return Checkpoint(published.folder, step)
+
+    def _check_best(self, checkpoint: Checkpoint) -> None:
+        best = best_step(checkpoint.log_history)
+        if best not in (None, checkpoint.step):
+            self.load(best)
 
     def keep(self, best: int | None) -> None:
         """Removes all but the last ``KEPT`` and that of step ``best``. By step, not by time: with a clock an hour ahead on
@@ -150,7 +165,10 @@ class CheckpointKeeper(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self.last = time.monotonic()
-        check_space(self.checkpoints.scratch, (KEPT + 1) * self.expected_bytes)  # before anything is computed
+        # before anything is computed: room for those that are to be kept, and one in the making
+        missing = max(1, KEPT + 1 - len(self.checkpoints.folders.names(self.checkpoints.name)))
+        check_space(self.checkpoints.scratch, missing * self.expected_bytes)
+        state.compute_steps(args, state.max_steps)  # Trainer would take the intervals of the attempt before
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if time.monotonic() - self.last >= self.seconds:
@@ -169,5 +187,5 @@ class CheckpointKeeper(TrainerCallback):
 
 def best_step(log_history: list[dict[str, Any]]) -> int | None:
     """The step with the lowest validation loss, the first of equals; None where nothing was evaluated."""
-    evaluated = [entry for entry in log_history if "eval_loss" in entry]
+    evaluated = [entry for entry in log_history if math.isfinite(entry.get("eval_loss", math.nan))]
     return min(evaluated, key=lambda entry: entry["eval_loss"])["step"] if evaluated else None

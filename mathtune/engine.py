@@ -108,9 +108,11 @@ def serve(path: str) -> int:
     jobs: queue.Queue[str] = queue.Queue()
 
     def listen() -> None:
-        for line in connection.makefile():
-            jobs.put(line)
-        os._exit(ORPHANED)  # the control plane is gone: nobody would read a result
+        try:
+            for line in connection.makefile():
+                jobs.put(line)
+        finally:  # also where the connection is reset: the control plane is gone, nobody would read a result
+            os._exit(ORPHANED)
 
     emit("ready", pid=os.getpid())
     threading.Thread(target=listen, daemon=True).start()

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ class EngineClient:
         self._process: subprocess.Popen | None = None
         self._connection: socket.socket | None = None
         self._busy = False
+        self._received = b""
 
     def __enter__(self) -> "EngineClient":
         return self
@@ -92,9 +94,9 @@ class EngineClient:
         """Ends the engine and everything it started."""
         if self._connection:
             self._connection.close()
-        if self._process and self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
         if self._process:
+            with suppress(ProcessLookupError):  # its children may be there though it is not
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         self._process = self._connection = None
         self._busy = False
@@ -138,24 +140,29 @@ class EngineClient:
     def _stop(self) -> None:
         """Lets the engine save and stop, and says whether it did; ends it either way."""
         saved = False
-        if self._process and self._process.poll() is None and self._connection:
-            self._process.send_signal(signal.SIGTERM)
-            saved = self._await_saved(time.monotonic() + STOP_SECONDS)
-        what = "the last step is saved" if saved else "the steps after the last checkpoint will be done again"
-        self.on_event({"event": "stopped", "saved": saved, "text": f"stopped by a signal; {what}; the same command goes on"})
-        self.close()
+        try:
+            if self._process and self._process.poll() is None and self._connection:
+                self._process.send_signal(signal.SIGTERM)
+                saved = self._await_saved(time.monotonic() + STOP_SECONDS)
+        finally:  # also where a second signal is not willing to wait
+            what = "the last step is saved" if saved else "the steps after the last checkpoint will be done again"
+            text = f"stopped by a signal; {what}; the same command goes on"
+            self.on_event({"event": "stopped", "saved": saved, "text": text})
+            self.close()
 
     def _await_saved(self, deadline: float) -> bool:
+        saved = False
         self._connection.settimeout(STOP_SECONDS)
         try:
             for event in self._events():
                 if event["event"] in ("failed", "result"):
                     return event["event"] == "result" or event["error"]["type"] == Interrupted.__name__
+                saved = saved or event["event"] == "checkpoint"  # what follows it, W&B's farewell for one, may take longer
                 self.on_event(event)
                 self._connection.settimeout(max(0.1, deadline - time.monotonic()))
         except _EngineDied:
             pass
-        return False
+        return saved
 
     def _start(self) -> None:
         folder = tempfile.mkdtemp(prefix="mathtune-")
@@ -174,7 +181,10 @@ class EngineClient:
         finally:
             shutil.rmtree(folder)
         self._received = b""
-        self.on_event(next(self._events()))
+        ready = next(self._events(), None)
+        if ready is None:
+            raise _EngineDied(self._cause())
+        self.on_event(ready)
 
     def _accept(self, listener: socket.socket) -> socket.socket:
         for _ in range(START_SECONDS):
@@ -183,7 +193,10 @@ class EngineClient:
                 connection.settimeout(None)
                 return connection
             except TimeoutError:
-                if self._process.poll() is not None:
+                status = self._process.poll()
+                if status is not None and status < 0:
+                    raise _EngineDied(self._cause()) from None
+                if status is not None:
                     self.close()
                     raise EngineError("the engine does not start", where=str(self.log),
                                       remedy="read that file; mathtune doctor checks the installation") from None

@@ -1,7 +1,7 @@
 """One tree of errors. Each says what happened, where (file, row or key), and what to do about it.
 
 ``UserError`` and below: the recipe, the data or the range is at fault; exit status 2.
-``MachineError`` and below: this program or the machine is at fault; exit status 1.
+``MachineError`` and below: this program or the machine is at fault; exit status 1 (3: a person has to decide).
 """
 
 
@@ -68,6 +68,14 @@ class StoreError(MachineError):
     """An artifact or checkpoint on disk is damaged or cannot be written."""
 
 
+class Damaged(StoreError):
+    """Bytes that are there are not those that were published: the only reason for which anything is set aside."""
+
+
+class TakenOver(MachineError):
+    """Another worker went on with this chain while this one was asleep or slower; what that one did stays."""
+
+
 class EngineError(MachineError):
     """The engine process died, hung, or reported a failure of its own."""
 
@@ -89,7 +97,9 @@ class BadNumbers(TrainingError):
 
 
 class RejectedLink(TrainingError):
-    """A link's validation accuracy fell significantly below its parent's."""
+    """A link's validation accuracy fell significantly below its parent's: a person decides. Trying again changes nothing."""
+
+    exit_status = 3
 
 
 def _tree(root: type[MathtuneError]) -> dict[str, type[MathtuneError]]:

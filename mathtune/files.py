@@ -11,13 +11,13 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mathtune.digests import digest_file, digest_value
-from mathtune.errors import StoreError
+from mathtune.errors import Damaged, StoreError
 from mathtune.faults import fault_point
 
 MANIFEST = "manifest.json"
@@ -55,7 +55,7 @@ def create_once(path: Path, data: str) -> bool:
         os.link(staging, path)
         return True
     except FileExistsError:
-        return False
+        return path.read_text() == data  # a network file system may have made the link and lost the answer
     finally:
         staging.unlink()
         sync_folder(path.parent)
@@ -80,7 +80,7 @@ def parse_manifest(text: str, where: str) -> dict[str, Any]:
     """A manifest, held against its own digest.
 
     Raises:
-        StoreError: it is damaged, or names a file outside its folder.
+        Damaged: it is not what was written, or names a file outside its folder.
     """
     try:
         manifest = json.loads(text)
@@ -88,10 +88,10 @@ def parse_manifest(text: str, where: str) -> dict[str, Any]:
     except (ValueError, KeyError, AttributeError):
         whole = False
     if not whole:
-        raise StoreError("the manifest is damaged", where=where)
+        raise Damaged("the manifest is damaged", where=where)
     for name in manifest["files"]:
         if "\0" in name or name.startswith("/") or ".." in name.split("/"):
-            raise StoreError(f"the manifest names a file outside its folder: {name!r}", where=where)
+            raise Damaged(f"the manifest names a file outside its folder: {name!r}", where=where)
     return manifest
 
 
@@ -99,33 +99,36 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a sealed folder, after every file in it was checked against its digest.
 
     Raises:
-        StoreError: the manifest or a file is missing or damaged; names it.
+        Damaged: the manifest or a file is missing or damaged; names it.
+        StoreError: they cannot be read.
     """
     try:
-        text = (folder / MANIFEST).read_bytes().decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise StoreError("the manifest is missing or damaged", where=str(folder / MANIFEST)) from error
+        text = _readable(folder / MANIFEST, Path.read_bytes).decode()
+    except (FileNotFoundError, UnicodeDecodeError) as error:
+        raise Damaged("the manifest is missing or damaged", where=str(folder / MANIFEST)) from error
     manifest = parse_manifest(text, str(folder / MANIFEST))
     for name, facts in manifest["files"].items():
         path = folder / name
         if not path.is_file():
-            raise StoreError("a file named in the manifest is missing", where=str(path))
+            raise Damaged("a file named in the manifest is missing", where=str(path))
         if path.resolve() != folder.resolve() / name:
-            raise StoreError("a symbolic link, not a file of this folder", where=str(path))
+            raise Damaged("a symbolic link, not a file of this folder", where=str(path))
         if path.stat().st_size != facts["bytes"]:
-            raise StoreError(f"{path.stat().st_size} bytes, the manifest says {facts['bytes']}", where=str(path))
-        if _readable_digest(path) != facts["sha256"]:
-            raise StoreError("its bytes do not match the digest in the manifest", where=str(path))
+            raise Damaged(f"{path.stat().st_size} bytes, the manifest says {facts['bytes']}", where=str(path))
+        if _readable(path, digest_file) != facts["sha256"]:
+            raise Damaged("its bytes do not match the digest in the manifest", where=str(path))
     return manifest
 
 
-def _readable_digest(path: Path) -> str:
+def _readable(path: Path, read: Callable[[Path], Any]) -> Any:
+    """What ``read`` makes of a file; where the disk cannot give its bytes back, it is damaged."""
     try:
-        return digest_file(path)
+        return read(path)
+    except FileNotFoundError:
+        raise
     except OSError as error:
-        if error.errno != errno.EIO:
-            raise
-        raise StoreError("a file named in the manifest cannot be read: the disk reports an error", where=str(path)) from error
+        kind = Damaged if error.errno == errno.EIO else StoreError
+        raise kind(f"it cannot be read: {error.strerror}", where=str(path)) from error
 
 
 def make_folder(folder: Path) -> None:
@@ -148,13 +151,26 @@ def sync_folder(folder: Path) -> None:
 
 def scratch_name(prefix: str) -> str:
     """A name for unfinished work that tells, later, whether its owner still lives (``is_abandoned``)."""
-    return f"{prefix}-{HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    return f"{prefix}-{HOST}-{process_mark(os.getpid())}-{uuid.uuid4().hex[:8]}"
+
+
+def process_mark(pid: int) -> str | None:
+    """A process of this machine: its number, clock ticks at its start, and the boot, for numbers come again. None if there
+    is none, or no way to tell (no /proc)."""
+    try:
+        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return f"{pid}.{after_name[19]}.{Path('/proc/sys/kernel/random/boot_id').read_text()[:8]}"
+    except OSError:
+        return None
 
 
 def is_abandoned(name: str) -> bool:
     """Whether a ``scratch_name`` belongs to a process of this machine that is gone. Another machine's are left alone."""
     parts = name.rsplit("-", 3)
-    return len(parts) == 4 and parts[1] == HOST and parts[2].isdigit() and not Path(f"/proc/{parts[2]}").exists()
+    if len(parts) < 4 or parts[1] != HOST or process_mark(os.getpid()) is None:
+        return False
+    pid = parts[2].partition(".")[0]
+    return pid.isdigit() and process_mark(int(pid)) != parts[2]
 
 
 def sweep(folder: Path) -> None:

@@ -65,7 +65,8 @@ class Folders(Protocol):
         """A published folder on this machine, every byte checked; None if there is none.
 
         Raises:
-            StoreError: it is damaged; names the file.
+            Damaged: names the file.
+            StoreError: it cannot be reached or read.
         """
 
     def path(self, name: str) -> Path:

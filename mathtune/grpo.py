@@ -57,7 +57,7 @@ def refine(job: GrpoJob, base: Base, emit: Emit) -> dict[str, Any]:
             adapted.unload()
     save_adapter(outcome.pop("tensors"), lora, job.model.base, Path(job.output))
     base.tokenizer.save_pretrained(job.output)
-    return {**outcome, "adapter_digest": adapter_digest(Path(job.output)), "micro_batch": job.micro_batch,
+    return {**outcome, "adapter_digest": adapter_digest(Path(job.output)),
             "examples": len(order.positions), "left_out": left_out, "alpha": lora.alpha, "targets": sorted(lora.targets)}
 
 

@@ -13,12 +13,11 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
-from mathtune.errors import ChainError, StoreError
+from mathtune.errors import StoreError, TakenOver
 from mathtune.events import Emit
-from mathtune.files import HOST
+from mathtune.files import HOST, process_mark
 from mathtune.folders import Folders
 
 LEASE_SECONDS = 60.0
@@ -40,13 +39,13 @@ class Lease:
         """Holds that nobody has taken over meanwhile.
 
         Raises:
-            ChainError: somebody has.
+            TakenOver: somebody has.
         """
         latest = _latest(self.folders, self.under)
         if latest != self.number:
-            raise ChainError(f"another worker took over while this one was not heard of (lease {latest}, ours {self.number}); "
+            raise TakenOver(f"another worker took over while this one was not heard of (lease {latest}, ours {self.number}); "
                              "what it does stays, this one stops", where=self.under,
-                             remedy="run the same command again: it goes on from what is there")
+                            remedy="run the same command again: it goes on from what is there")
 
     def renew(self, beat: int) -> None:
         self.folders.write(_name(self.under, self.number), json.dumps({**self.holder, "beat": beat}))
@@ -81,13 +80,13 @@ def leased(folders: Folders, under: str, emit: Emit, seconds: float = LEASE_SECO
         yield lease
     finally:
         done.set()
-        renewer.join()
+        renewer.join(1)  # the place may be away, and a stop must not wait for it
         with suppress(StoreError):  # the place is away: the lease is over when it has not moved for long enough
             lease.give_back()
 
 
 def _acquire(folders: Folders, under: str, emit: Emit, seconds: float) -> Lease:
-    holder = {"token": uuid.uuid4().hex, "host": HOST, "pid": os.getpid(), "started": _started(os.getpid())}
+    holder = {"token": uuid.uuid4().hex, "host": HOST, "pid": os.getpid(), "process": process_mark(os.getpid())}
     seen, since, told = None, 0.0, None
     while True:
         latest = _latest(folders, under)
@@ -110,16 +109,7 @@ def _acquire(folders: Folders, under: str, emit: Emit, seconds: float) -> Lease:
 
 def _is_over(holder: dict[str, Any]) -> bool:
     """Whether a lease was given back, or its holder was a process of this machine that is gone."""
-    return holder.get("over", False) or (holder["host"] == HOST and _started(holder["pid"]) != holder["started"])
-
-
-def _started(pid: int) -> str | None:
-    """When a process of this machine started (boot, and clock ticks since); None if there is none: numbers come again."""
-    try:
-        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + ":" + after_name[19]
-    except OSError:
-        return None
+    return holder.get("over", False) or (holder["host"] == HOST and process_mark(holder["pid"]) != holder["process"])
 
 
 def _latest(folders: Folders, under: str) -> int:
@@ -127,7 +117,8 @@ def _latest(folders: Folders, under: str) -> int:
 
 
 def _numbers(folders: Folders, under: str) -> list[int]:
-    return [int(name.rpartition("/")[2]) for name in folders.texts(under)]
+    names = [name.rpartition("/")[2] for name in folders.texts(under)]
+    return [int(name) for name in names if name.isdigit()]
 
 
 def _name(under: str, number: int) -> str:

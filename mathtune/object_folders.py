@@ -9,14 +9,14 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import fsspec
 
 from mathtune import files
-from mathtune.errors import StoreError
+from mathtune.errors import Damaged, StoreError
 from mathtune.faults import fault_point
 from mathtune.files import (
     DISK_FULL,
@@ -30,7 +30,7 @@ from mathtune.files import (
     read_manifest,
     scratch_name,
 )
-from mathtune.folders import STAGING, Build, Published, stage
+from mathtune.folders import REMOVED, STAGING, Build, Published, stage
 
 DATA = "data"
 
@@ -104,7 +104,7 @@ class ObjectFolders:
             try:
                 self.fs.pipe_file(self._at(name), text.encode(), mode="create")
             except FileExistsError:
-                return False
+                return self.read(name) == text  # ours, if the answer to a first attempt was lost on its way
         return True
 
     def read(self, name: str) -> str | None:
@@ -173,13 +173,17 @@ class ObjectFolders:
             try:
                 self.fs.get_file(self._at(name), str(to))
             except FileNotFoundError:
-                raise StoreError("a file named in the manifest is missing", where=f"{self.url}/{name}") from None
+                raise Damaged("a file named in the manifest is missing", where=f"{self.url}/{name}") from None
 
     def _keep(self, staging: Path, name: str) -> Path:
         kept = self.cache / name
         kept.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(kept, ignore_errors=True)
-        os.rename(staging, kept)
+        old = kept.parent / scratch_name(REMOVED)
+        with suppress(FileNotFoundError):
+            os.rename(kept, old)
+        with suppress(OSError):  # another process of this machine put the same there
+            os.rename(staging, kept)
+        shutil.rmtree(old, ignore_errors=True)
         return kept
 
     def _children(self, under: str, kind: str) -> list[str]:

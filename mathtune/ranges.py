@@ -7,6 +7,8 @@ import numpy as np
 from mathtune.errors import RangeError
 from mathtune.recipe import Chunks
 
+TRAIN = "mathtune train RECIPE"
+
 
 @dataclass(frozen=True, order=True)
 class Range:
@@ -54,14 +56,27 @@ def check_follows(wanted: Range, trained: list[Range], first: int, allow_gap: bo
     for done in trained:
         if wanted.start < done.end and done.start < wanted.end:
             raise RangeError(f"{wanted} overlaps {done}, which is trained already", where="range",
-                             remedy=f"--start {trained[-1].end} --end {trained[-1].end + len(wanted)}, or chain=NEW")
+                             remedy=f"{TRAIN} --start {trained[-1].end} --end {trained[-1].end + len(wanted)}, or chain=NEW")
     expected = trained[-1].end if trained else first
     if wanted.start < expected:
         raise RangeError(f"{wanted} lies before the chain's end at {expected}", where="range",
-                         remedy=f"--start {expected} --end {expected + len(wanted)}, or chain=NEW")
+                         remedy=f"{TRAIN} --start {expected} --end {expected + len(wanted)}, or chain=NEW")
     if wanted.start > expected and not allow_gap:
         raise RangeError(f"{wanted} skips rows [{expected}:{wanted.start})", where="range",
-                         remedy=f"--start {expected} --end {expected + len(wanted)}, or --allow-gap to leave them out")
+                         remedy=f"{TRAIN} --start {expected} --end {expected + len(wanted)}, or --allow-gap to leave them out")
+
+
+def check_asked(start: int | None, end: int | None, next_rows: int | None) -> None:
+    """Holds that a range is asked for in one way: its start and end, or so many rows after the last trained one.
+
+    Raises:
+        RangeError: it is not.
+    """
+    if next_rows is not None and (start is not None or end is not None):
+        raise RangeError("--next and --start or --end contradict each other", where="range",
+                         remedy="give --next, or --start and --end")
+    if next_rows is None and (start is None or end is None):
+        raise RangeError("give --start and --end, or --next", where="range", remedy="for example --next 1000")
 
 
 def replayed_positions(wanted: Range, trained: list[Range], fraction: float, seed: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from mathtune import __version__
 from mathtune.adapters import WEIGHTS, adapter_digest
 from mathtune.checkpoints import Checkpoint, Checkpoints, best_step
 from mathtune.curves import training_curve
@@ -28,6 +29,7 @@ class Run:
 
     Attributes:
         checkpoints: of the link that is trained.
+        micro_batch: examples of one forward pass: what the job says, or less where that did not fit before.
         resume: the newest whole one; None: from the start.
         order: the examples of every step.
         journal: of every step that is done.
@@ -35,6 +37,7 @@ class Run:
     """
 
     checkpoints: Checkpoints
+    micro_batch: int
     resume: Checkpoint | None
     order: Order
     journal: Journal
@@ -56,7 +59,7 @@ class Run:
         """Steps, seconds, curve, and which steps were done twice, beside the adapter's ``tensors``."""
         curve = training_curve(log_history).model_dump(mode="json", exclude_none=True)
         return {"steps": self.order.steps, "seconds": curve["steps"][-1]["seconds"], "best_step": best_step(log_history),
-                "curve": curve, "redone": self.journal.redone(), "tensors": tensors}
+                "curve": curve, "redone": self.journal.redone(), "micro_batch": self.micro_batch, "tensors": tensors}
 
 
 @contextmanager
@@ -67,13 +70,16 @@ def open_run(job: SftJob | GrpoJob, base: Base, order: Order, emit: Emit) -> Ite
     start = adapter_digest(Path(job.start_adapter)) if job.start_adapter else ""
     identity = {"fingerprint": fingerprint(base.compute), "start": start}
     with Checkpoints(folders, place.name, identity, order, emit) as checkpoints:
-        resume = checkpoints.newest()
+        resume = checkpoints.newest(with_best=isinstance(job, SftJob) and job.sft.keep_best)
         if resume:
             emit("resumed", step=resume.step)
-        yield Run(checkpoints, resume, order, Journal(folders.local(f"{place.name}/journal.jsonl")), emit)
+        journal = Journal(folders.local(f"{place.name}/journal.jsonl"))
+        micro_batch = journal.begin(job.micro_batch)
+        yield Run(checkpoints, micro_batch, resume, order, journal, emit)
 
 
 def fingerprint(compute: Compute) -> str:
-    """What a checkpoint depends on besides the link's key: compute dtype and the versions of the libraries."""
+    """What a checkpoint depends on besides the link's key: where and in which dtype it is computed, and the versions."""
     libraries = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate")
-    return ", ".join([str(compute.dtype), *(f"{name} {importlib.metadata.version(name)}" for name in libraries)])
+    versions = [f"mathtune {__version__}", *(f"{name} {importlib.metadata.version(name)}" for name in libraries)]
+    return ", ".join([compute.device.type, str(compute.dtype), *versions])

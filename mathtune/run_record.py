@@ -163,10 +163,12 @@ class Redone(Part):
     """Steps done more than once because a checkpoint was older than the interruption.
 
     Attributes:
+        attempts: how often its training was begun.
         steps: how many, over all interruptions.
         largest_loss_difference: between the first time and the others; 0 on a CPU and under hardware.deterministic.
     """
 
+    attempts: int = 1
     steps: int = 0
     largest_loss_difference: float = 0.0
 
@@ -204,7 +206,7 @@ class LinkRecord(Part):
     versus_parent: Comparison | None = None
     adapter: str | None = None
     seconds: float | None = None
-    verdict: str = "accepted"
+    verdict: Literal["accepted", "accepted by a person"] = "accepted"
     incidents: list[str] = []
     redone: Redone = Redone()
     micro_batch: int | None = None

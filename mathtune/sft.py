@@ -45,14 +45,14 @@ def train_chunk(job: SftJob, base: Base, emit: Emit) -> dict[str, Any]:
             outcome["tensors"] = load_file(run.checkpoints.load(outcome["best_step"]).folder / WEIGHTS)
     save_adapter(outcome.pop("tensors"), job.lora, job.model.base, Path(job.output))
     base.tokenizer.save_pretrained(job.output)
-    return {**outcome, "adapter_digest": adapter_digest(Path(job.output)), "micro_batch": job.micro_batch, **counts(examples)}
+    return {**outcome, "adapter_digest": adapter_digest(Path(job.output)), **counts(examples)}
 
 
 def _train(job: SftJob, base: Base, adapted, examples: Examples, run: Run) -> dict[str, Any]:
     start = masters(adapted)
     trainer = make_trainer(job, base, adapted, examples, run)
     restore_masters(adapted, start)
-    guard = BadNumberGuard(run.order, job.micro_batch, job.sft.max_loss_jump)
+    guard = BadNumberGuard(run.order, run.micro_batch, job.sft.max_loss_jump)
     return run_trainer(trainer, run, guard, job.sft.save_minutes)
 
 
@@ -67,7 +67,7 @@ def make_trainer(job: SftJob, base: Base, adapted, examples: Examples, run: Run)
     sft = job.sft
     evaluates = sft.evaluate_every is not None
     arguments = SFTConfig(
-        **common_arguments(job, sft, base.compute, run), per_device_eval_batch_size=job.micro_batch,
+        **common_arguments(job, sft, base.compute, run), per_device_eval_batch_size=run.micro_batch,
         weight_decay=sft.weight_decay, eval_strategy="steps" if evaluates else "no", eval_steps=sft.evaluate_every,
         train_sampling_strategy="sequential", max_length=None, dataset_kwargs={"skip_prepare_dataset": True})
     validation = tokenise(job, base, job.validation, sft.evaluate_rows) if evaluates else None

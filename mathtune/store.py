@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mathtune.digests import digest_value
-from mathtune.errors import StoreError
+from mathtune.errors import Damaged, StoreError
 from mathtune.folders import Folders, LocalFolders
 
 
@@ -55,7 +55,7 @@ class ArtifactStore:
         name = f"{stage}/{key}"
         try:
             found = self.folders.fetch(name)
-        except StoreError as error:
+        except Damaged as error:
             aside = self.folders.set_aside(name, str(error))
             self.damaged.append(f"{error}; set aside as {aside}, made again")
             return None

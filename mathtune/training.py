@@ -3,6 +3,7 @@
 Everything is Trainer's own loop; nothing here steps an optimizer.
 """
 
+import math
 import os
 import time
 from pathlib import Path
@@ -34,15 +35,21 @@ def common_arguments(job: SftJob | GrpoJob, section: Sft | Grpo, compute: Comput
     """Trainer arguments that SFT and GRPO set alike from their recipe section; the data that is left is not skipped again."""
     return {
         "output_dir": str(run.checkpoints.scratch), "max_steps": run.order.steps, "ignore_data_skip": True,
-        "per_device_train_batch_size": job.micro_batch, "gradient_accumulation_steps": job.step_size // job.micro_batch,
+        "per_device_train_batch_size": run.micro_batch, "gradient_accumulation_steps": job.step_size // run.micro_batch,
         "seed": section.seed, "learning_rate": section.learning_rate,
-        "lr_scheduler_type": section.schedule, "warmup_steps": section.warmup, "optim": section.optimizer,
+        "lr_scheduler_type": section.schedule, "optim": section.optimizer,
+        "warmup_steps": warmup(section.warmup, run.order.steps),
         "max_grad_norm": section.max_grad_norm, "save_strategy": "steps", "save_steps": section.save_every,
         "bf16": compute.dtype == torch.bfloat16, "fp16": compute.dtype == torch.float16,
         "use_cpu": compute.device.type == "cpu", "gradient_checkpointing": job.hardware.gradient_checkpointing,
         "dataloader_pin_memory": compute.device.type == "cuda", "logging_steps": 1, "logging_nan_inf_filter": False,
         "disable_tqdm": True, "log_level": "error", "report_to": _tracking(job.tracking, job.title), "run_name": job.title,
     }
+
+
+def warmup(share: float, steps: int) -> float:
+    """The share of warm-up steps; none where they would be all there are, at a learning rate of 0."""
+    return share if math.ceil(share * steps) < steps else 0.0
 
 
 class Reporter(TrainerCallback):
@@ -133,6 +140,8 @@ def _train(trainer: Trainer, run: Run, checkpoint_bytes: int) -> None:
             _begin_tracking(run.emit)
         with STOP.saving():
             trainer.train(resume_from_checkpoint=str(run.resume.folder) if run.resume else None)
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
     except (OSError, RuntimeError, SafetensorError):
         check_space(run.checkpoints.scratch, checkpoint_bytes)  # torch and safetensors say in many ways that a disk is full
         with disk_errors(run.checkpoints.scratch, only=DISK_FAILS):

@@ -6,8 +6,10 @@ from dataclasses import replace
 import pytest
 
 from mathtune.chain import Chain, Entry, Link, chain_names, disagreements, link_key
-from mathtune.errors import ChainError, StoreError
+from mathtune.errors import ChainError, StoreError, TakenOver
+from mathtune.folders import open_folders
 from mathtune.ranges import Range
+from mathtune.store import ArtifactStore
 from tests.folders_fixtures import damage_file
 
 PINS = {"base": "b", "pool": "p", "prompt": "q"}
@@ -74,11 +76,33 @@ def test_a_damaged_candidate_is_set_aside_and_made_again(chain):
     assert publish(chain, make_link()) == replace(link, created=chain.candidate(1, link.title, link.key).created)
 
 
+def test_a_store_that_is_away_for_a_moment_is_not_taken_for_damage(s3_url, tmp_path, monkeypatch):
+    link = publish(Chain(open_folders(s3_url, tmp_path / "one"), "c"), make_link())
+    chain = Chain(open_folders(s3_url, tmp_path / "another machine"), "c")
+    with monkeypatch.context() as patch:
+        def away(*_):
+            raise ConnectionError("connection reset by peer")
+
+        patch.setattr(chain.folders.fs, "get_file", away)
+        for look in (lambda: chain.candidate(1, link.title, link.key), lambda: chain.adapter(link),
+                     lambda: ArtifactStore(chain.folders).find("c/links", chain._folder(1, link.title, link.key)[8:])):
+            with pytest.raises(StoreError, match="the object store refuses or cannot be reached"):
+                look()
+    assert chain.candidate(1, link.title, link.key) == link  # nothing was set aside
+
+
+def test_what_an_ended_link_and_those_that_lost_leave_in_work_goes(chain):
+    for key in ("a", "b"):
+        chain.folders.publish(f"c/work/{key}/step-00000001", lambda folder: {}, {"stage": "checkpoint"})
+    extend(chain, make_link())
+    assert chain.folders.children("c/work") == []
+
+
 def test_the_second_of_two_workers_loses_and_its_link_is_not_in_the_chain(chain):
     other = Chain(chain.folders, "c")
     slow = publish(chain, make_link(key="b" * 64))
     winner = extend(other, make_link(key="a" * 64))
-    with pytest.raises(ChainError, match="another worker has added link 1"):
+    with pytest.raises(TakenOver, match="another worker has added link 1"):
         chain.settle(slow, PINS, "accepted")
     assert [link.key for link in chain.links()] == [winner.key]
 
@@ -101,7 +125,7 @@ def test_a_skipped_link_keeps_its_place_and_is_nobodys_parent(chain):
     third = extend(chain, make_link(3, first.key, 20, 30))
     assert chain.links() == [first, third]
     assert chain.entries()[1] == Entry(skipped, "skipped")
-    with pytest.raises(ChainError, match="another worker has added link 2"):
+    with pytest.raises(TakenOver, match="another worker has added link 2"):
         chain.settle(skipped, PINS, "accepted")
 
 

@@ -109,14 +109,55 @@ def test_a_checkpoint_is_made_when_time_is_up_though_the_steps_are_not(tiny_base
     assert all(event["bytes"] > 100_000 and 0 < event["seconds"] < 60 for event in saved)
 
 
+def best_job(tiny_base, folder):
+    """A job whose learning rate ruins what the first steps taught."""
+    return sft_job(tiny_base, folder, sft=two_epochs(
+        learning_rate=5.0, keep_best=True, evaluate_every=2, save_every=2, evaluate_rows=48, schedule="constant", warmup=0.5,
+        epochs=2.5))
+
+
 def test_the_best_step_is_kept_where_the_recipe_says_so(tiny_base, tmp_path):
-    job = sft_job(tiny_base, tmp_path, sft=two_epochs(learning_rate=0.3, keep_best=True, evaluate_every=2, evaluate_rows=48,
-                                                       schedule="constant"))
-    events = Events()
+    job, events = best_job(tiny_base, tmp_path), Events()
     result = train_chunk(job, fresh(job), events)
     losses = {entry["step"]: entry["eval_loss"] for entry in result["curve"]["evals"]}
     best = min(losses, key=losses.get)
-    assert result["best_step"] == best
+    assert result["best_step"] == best < result["steps"] - 4  # not one of the last two, which are kept anyway
     saved = load_file(tmp_path / "checkpoints" / f"step-{best:08d}" / "adapter_model.safetensors")
     final = load_file(Path(job.output) / "adapter_model.safetensors")
     assert all(torch.equal(saved[name], final[name]) for name in final)
+
+
+def test_a_best_step_that_was_damaged_is_trained_again(tiny_base, tmp_path):
+    job, events = best_job(tiny_base, tmp_path), Events()
+    whole = train_chunk(job, fresh(job), Events())
+    damage_file(tmp_path / "checkpoints" / f"step-{whole['best_step']:08d}" / "adapter_model.safetensors", "flip")
+    result = train_chunk(job, fresh(job), events)
+    assert result["adapter_digest"] == whole["adapter_digest"]
+    assert f"step-{whole['best_step']:08d}/adapter_model.safetensors" in events.of("notice")[0]["text"]
+
+
+def test_another_interval_counts_from_the_resume_on(tiny_base, tmp_path):
+    job = sft_job(tiny_base, tmp_path, sft=two_epochs(save_every=4))
+
+    def dies(event, **fields):
+        if event == "step" and fields["step"] == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_chunk(job, fresh(job), dies)
+    events = Events()
+    train_chunk(job.model_copy(update={"sft": two_epochs(save_every=1)}), fresh(job), events)
+    assert [event["step"] for event in events.of("checkpoint")] == [5, 6, 7, 8, 9, 10, 11, 12]
+
+
+def test_a_micro_batch_that_did_not_fit_is_not_tried_again_in_the_same_chunk(tiny_base, tmp_path):
+    job = sft_job(tiny_base, tmp_path, sft=two_epochs())
+
+    def dies(event, **fields):
+        if event == "step" and fields["step"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_chunk(job.halved(), fresh(job), dies)
+    result = train_chunk(job, fresh(job), Events())
+    assert (job.micro_batch, result["micro_batch"]) == (8, 4) and result["redone"]["attempts"] == 2

@@ -127,3 +127,25 @@ def test_an_engine_whose_events_could_not_be_kept_does_not_answer_the_next_job_w
     engine.on_event = events.append
     assert engine.run(score_job(tiny_base, tmp_path))["rows"] == 40
     assert [event["event"] for event in events].count("ready") == 2
+
+
+def test_an_idle_engine_ends_when_the_control_plane_is_killed_with_events_unread(tiny_base, tmp_path):
+    """The kernel then resets the connection instead of closing it."""
+    job = inspect_job(tiny_base, tmp_path).model_dump_json()
+    code = ("import socket, subprocess, sys, time\n"
+            f"path = {str(tmp_path / 'socket')!r}\n"
+            "listener = socket.socket(socket.AF_UNIX); listener.bind(path); listener.listen(1)\n"
+            "engine = subprocess.Popen([sys.executable, '-m', 'mathtune.engine', '--connect', path], start_new_session=True)\n"
+            "connection, _ = listener.accept(); connection.recv(1000)\n"
+            f"connection.sendall({job!r}.encode() + b'\\n')\n"
+            "time.sleep(15); print(engine.pid, flush=True); time.sleep(60)\n")
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    pid = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    for _ in range(100):
+        if not Path(f"/proc/{pid}").exists():
+            return
+        time.sleep(0.1)
+    os.kill(pid, signal.SIGKILL)
+    pytest.fail(f"the engine {pid} outlived its parent by 10 s")

@@ -27,6 +27,7 @@ from rich.console import Console
 from deployments.bootstrap import make_pool
 from flows import execute
 from mathtune.errors import ChainError
+from mathtune.recipe_file import dump_recipe
 from tests.conftest import VERIFIER_TEMPLATE
 from tests.hub_server import REPO, HubServer
 from tests.test_hub_source import FILES
@@ -216,6 +217,22 @@ def has_pending(pid: int, number: int) -> bool:
 def status_of(pid: int, field: str) -> str:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(line.split()[1] for line in lines if line.startswith(field))
+
+
+def test_ctrl_c_in_a_terminal_saves_and_does_not_take_prefects_own_server_first(make_recipe, tmp_path):
+    """A terminal's SIGINT goes to the whole foreground group, of which Prefect's in-process server is one."""
+    recipe = make_recipe(sft={"learning_rate": 1e-4, "examples_per_step": 16, "save_every": 2, "epochs": 20})
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
+    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    run = start(tmp_path / "output.log", "flows.cli", "run", str(tmp_path / "recipe.yaml"), start_new_session=True,
+                env={**environment, "PREFECT_HOME": str(tmp_path / "prefect"), "COLUMNS": "200"})
+    events = tmp_path / "runs" / "small" / "executions"
+    until(lambda: any('"step": 3,' in path.read_text() for path in events.glob("*/events.jsonl")), run)
+    os.killpg(run.pid, signal.SIGINT)
+    assert run.wait(60) == 75
+    output = (tmp_path / "output.log").read_text()
+    assert "stopped by a signal; the last step is saved; the same command goes on" in output
+    assert "server went away" not in output and "Traceback" not in output
 
 
 def test_sigterm_to_the_engine_alone(world, whole):

@@ -130,6 +130,22 @@ def test_an_object_store_that_is_away_is_named_with_what_to_do(s3_url, tmp_path,
     assert caught.value.where == s3_url and "AWS_ENDPOINT_URL" in caught.value.remedy
 
 
+def test_a_creation_whose_answer_was_lost_is_ours_and_what_was_published_stays(s3_url, tmp_path, monkeypatch):
+    """The store commits, the reply is lost, the driver tries again and is told that the object is there."""
+    folders = open_folders(s3_url, tmp_path)
+    pipe_file = folders.fs.pipe_file
+
+    def lost(path, data, mode="overwrite"):
+        pipe_file(path, data, mode=mode)
+        if mode == "create":
+            raise FileExistsError(path)
+
+    monkeypatch.setattr(folders.fs, "pipe_file", lost)
+    folders.publish("a/x", build, HEADER)
+    assert folders.create_once("c/lease", "mine")
+    assert open_folders(s3_url, tmp_path / "another machine").fetch("a/x").manifest["facts"] == {"rows": 4}
+
+
 def test_only_one_of_many_creates_a_file(tmp_path):
     with ThreadPoolExecutor(16) as pool:
         won = list(pool.map(lambda i: create_once(tmp_path / "head-0001", f"link {i}"), range(64)))

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from mathtune.chain import Chain
-from mathtune.errors import ChainError
+from mathtune.errors import TakenOver
 from mathtune.files import HOST
 from mathtune.locks import Lease, leased
 from tests.test_chain import PINS, make_link, writer
@@ -88,7 +88,7 @@ def test_a_lease_dies_with_its_holder(folders, hold):
 
 def test_a_process_with_the_number_of_a_dead_holder_does_not_count_as_it(folders, monkeypatch):
     Lease(folders, "c/leases", 1, {"token": "x", "host": HOST, "pid": os.getpid(),
-                                   "started": "another boot:17"}).renew(1)
+                                   "process": "1.2.another"}).renew(1)
     with leased(folders, "c/leases", Notices()) as lease:
         assert lease.number == 2
 
@@ -102,7 +102,7 @@ def test_who_slept_past_the_lease_is_taken_over_and_refused_when_it_wakes(folder
         time.sleep(1)  # it renews its own, older number: that takes nothing from the new holder
         lease.check()
         asleep = Lease(folders, "c/leases", 1, {})
-        with pytest.raises(ChainError, match="another worker took over") as caught:
+        with pytest.raises(TakenOver, match="another worker took over") as caught:
             asleep.check()
         assert "the same command" in caught.value.remedy
 
@@ -131,7 +131,7 @@ def test_a_worker_that_slept_through_its_training_publishes_nothing(folders):
             lease.check()
             return done
 
-        with pytest.raises(ChainError, match="another worker took over"):
+        with pytest.raises(TakenOver, match="another worker took over"):
             chain.publish(1, link.title, link.key, train_while_another_takes_over)
     assert chain.candidate(1, link.title, link.key) is None and chain.links() == []
 

@@ -12,9 +12,13 @@ import pytest
 
 from flows.parts import evaluate_chain, submit_link, train_range
 from flows.pipeline import pipeline
-from mathtune.errors import ChainError, RangeError, RejectedLink
-from mathtune.recipe import Storage
+from mathtune.chain import Chain
+from mathtune.engine_client import EngineClient
+from mathtune.errors import ChainError, RangeError, RejectedLink, TakenOver
+from mathtune.folders import LocalFolders
+from mathtune.recipe import Chunks, Storage
 from mathtune.run_record import RunRecord
+from mathtune.stages import judge as judging
 
 DEMO_TEMPLATE = "{question}\n{solution}\nAnswer: {answer}\nRight?\n"
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
@@ -154,6 +158,48 @@ def test_a_link_worse_than_its_parent_is_rejected_and_waits_for_a_persons_word(w
     record = train_range(spoilt, next_rows=64, decision="accept", execution="accepted")["record"]
     assert [link["verdict"] for link in record["links"]] == ["accepted"] * 3 + ["accepted by a person"]
     assert "although it was rejected" in (Path(worse.storage.runs) / "small" / "report.html").read_text()
+
+
+def test_a_chain_whose_only_link_is_skipped_says_so_and_leaves_a_report(recipe, monkeypatch):
+    monkeypatch.setattr(judging, "is_worse", lambda versus, reject_p: True)
+    one = recipe.model_copy(update={"chunks": Chunks(size=96, end=96)})
+    with pytest.raises(RejectedLink):
+        pipeline(one, execution="rejected")
+    report = Path(recipe.storage.runs) / "small" / "report.html"
+    assert "sft[0:96) is worse than its parent and waits for a person&#39;s decision" in report.read_text()
+    with pytest.raises(ChainError, match="every link of the chain was skipped"):
+        pipeline(one, decision="skip", execution="skipped")
+    record = json.loads((report.parent / "metrics.json").read_text())
+    assert record["links"] == [] and record["left_out"][0]["verdict"] == "skipped"
+
+
+def test_a_persons_decision_is_about_the_rejected_link_alone(recipe, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(judging, "is_worse", lambda versus, reject_p: True)
+        with pytest.raises(RejectedLink):
+            pipeline(recipe, execution="rejected")
+    record = pipeline(recipe, decision="skip", execution="skipped")["record"]
+    assert [(link["number"], link["verdict"]) for link in record["links"]] == [(2, "accepted")]
+    assert [one["title"] for one in record["left_out"]] == ["sft[0:96)"]
+
+
+def test_who_lost_its_lease_while_it_trained_publishes_nothing(recipe, monkeypatch):
+    """Through the stage itself, with an engine that is overtaken at its work."""
+    run = EngineClient.run
+
+    def overtaken(self, job):
+        result = run(self, job)
+        if job.kind == "sft":
+            leases = LocalFolders(Path(recipe.storage.root) / "chains")
+            mine = max(leases.texts("small/leases"))
+            leases.create_once(f"small/leases/{int(mine[-8:]) + 1:08d}", json.dumps({"host": "other", "token": "x", "pid": 1}))
+        return result
+
+    monkeypatch.setattr(EngineClient, "run", overtaken)
+    with pytest.raises(TakenOver, match="another worker took over"):
+        train_range(recipe, start=0, end=32, execution="asleep")
+    chains = LocalFolders(Path(recipe.storage.root) / "chains")
+    assert chains.children("small/links") == [] and Chain(chains, "small").links() == []
 
 
 def test_everything_in_an_object_store_and_again_from_another_machine(recipe, s3_url, tmp_path):

@@ -87,6 +87,8 @@ def _incidents(record: RunRecord) -> list[tuple[str, str]]:
     for link in record.links:
         title = f"{'Chunk' if link.kind == 'sft' else 'GRPO'} {link.number}"
         happened = list(link.incidents)
+        if link.redone.attempts > 1:
+            happened.append(f"trained in {link.redone.attempts} attempts, at the end with micro-batches of {link.micro_batch}")
         if link.redone.steps:
             happened.append(f"{link.redone.steps} steps were done again after interruptions; their losses differ by at most "
                             f"{words.number(link.redone.largest_loss_difference)}")

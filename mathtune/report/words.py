@@ -113,6 +113,10 @@ def trained(links: list[LinkRecord]) -> str:
 def verdict(record: RunRecord) -> str:
     """What came of the run, in a sentence; a second one where the accuracy is not worth its name."""
     link = last_evaluated(record)
+    if link is None and record.left_out:
+        waiting = [one for one in record.left_out if one.verdict == "rejected"]
+        what = "waits for a person's decision" if waiting else "was skipped"
+        return f"No link is in the chain: {record.left_out[-1].title} is worse than its parent and {what}."
     if link is None:
         return f"{_capital(trained(record.links) or 'nothing')} trained; nothing was evaluated."
     after = f"After {trained(record.links[: record.links.index(link) + 1])} the {record.task}"

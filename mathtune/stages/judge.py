@@ -36,11 +36,9 @@ def judge(work: Workspace, base: dict[str, Any], parts: Artifact, link: Link, sc
                            where=f"chain {work.chain.name}, link {link.number}",
                            remedy="the same command with --accept takes it all the same, with --skip leaves its rows out; "
                            "or change the recipe for this range, for example sft.learning_rate")
-    verdict = "skipped" if word == "skip" else "accepted"
-    by = f"{verdict} by a person" if word else verdict
+    verdict = {None: "accepted", "accept": "accepted by a person", "skip": "skipped"}[word]
     work.chain.settle(link, chain_pins(work, base, parts), verdict)
-    work.chain.write_record(link, {"verdict": by, "versus_parent": versus.model_dump(mode="json")})
-    return Outcome(verdict, False, f"{by}: {comparison_text(versus)}")
+    return Outcome(verdict, False, f"{verdict}: {comparison_text(versus)}")
 
 
 def is_worse(versus: Comparison, reject_p: float | None) -> bool:

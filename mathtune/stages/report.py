@@ -33,6 +33,7 @@ def make_record(work: Workspace, links: list[Link], served: set[str], scores: di
         submission: facts of ``submit``.
     """
     parts = data["split"]
+    verdicts = {entry.link.key: entry.verdict for entry in work.chain.entries()}
     correct = {key: correct_rows(work, artifact, parts) for key, artifact in scores.items()}
     records = []
     for link in links:
@@ -45,7 +46,7 @@ def make_record(work: Workspace, links: list[Link], served: set[str], scores: di
             metrics=metrics_of(work, scores[link.key], parts) if link.key in scores else None,
             versus_parent=compare(correct[link.parent], correct[link.key]) if both else None,
             adapter=str(work.chain.adapter(link)), seconds=link.result["seconds"],
-            verdict=work.chain.record(link).get("verdict", "accepted"), incidents=link.result["incidents"],
+            verdict=verdicts[link.key], incidents=link.result["incidents"],
             redone=Redone.model_validate(link.result["redone"]), micro_batch=link.result["micro_batch"]))
     last = next((link.key for link in reversed(links) if link.key in correct), None)
     builtin = work.recipe.model.base.startswith("builtin:")

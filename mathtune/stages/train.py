@@ -35,6 +35,7 @@ def open_chain(work: Workspace, base: dict[str, Any], parts: Artifact) -> list[L
         ChainError: the chain pins something else.
     """
     work.chain.check_pins(chain_pins(work, base, parts))
+    work.chain.sweep()
     links = work.chain.links()
     if links:
         work.chain.adapter(links[-1])  # what everything further rests on, every byte checked
@@ -80,7 +81,7 @@ def _train_range(work: Workspace, base: dict[str, Any], parts: Artifact, wanted:
                  lease: Lease) -> Outcome:
     recipe, entries = work.recipe, work.chain.entries()
     check_follows(wanted, [entry.link.range for entry in entries if entry.link.range], recipe.chunks.start, allow_gap)
-    parent = next((entry.link for entry in reversed(entries) if entry.verdict == "accepted"), None)
+    parent = next((entry.link for entry in reversed(entries) if entry.accepted), None)
     if parent and parent.kind == "grpo":
         raise ChainError("the chain ends in a GRPO link, which changed the adapter's shape", where=f"chain {work.chain.name}",
                          remedy="train further ranges in another chain: chain=NEW")
@@ -121,7 +122,9 @@ def _placed_refinement(work: Workspace, parts: Artifact) -> Outcome | None:
 
 def _refine(work: Workspace, base: dict[str, Any], parts: Artifact, lease: Lease) -> Outcome:
     recipe, entries = work.recipe, work.chain.entries()
-    parent = next(entry.link for entry in reversed(entries) if entry.verdict == "accepted")
+    parent = next((entry.link for entry in reversed(entries) if entry.accepted), None)
+    if parent is None:
+        raise nothing_accepted(work)
     rows = prompt_rows(work, parts, trained_ranges(entries))
     decided_by = grpo_decisions(work, rows)
     key, number = link_key(parent, "grpo", decided_by), len(entries) + 1
@@ -136,6 +139,12 @@ def _refine(work: Workspace, base: dict[str, Any], parts: Artifact, lease: Lease
         return new_link(base, number, parent, "grpo", key, decided_by, lora, result, None)
 
     return make_link(work, lease, number, "grpo", key, train)
+
+
+def nothing_accepted(work: Workspace) -> ChainError:
+    """What to say where every link was skipped."""
+    return ChainError("every link of the chain was skipped: there is nothing to go on from", where=f"chain {work.chain.name}",
+                      remedy="train a further range, or another recipe with chain=NEW")
 
 
 def make_link(work: Workspace, lease: Lease, number: int, title: str, key: str, train: Callable[[Path], Link]) -> Outcome:
@@ -160,7 +169,7 @@ def checkpoint_place(work: Workspace, key: str) -> Place:
 
 def trained_ranges(entries: list[Entry]) -> list[Range]:
     """The ranges of the links that later ones grew from."""
-    return [entry.link.range for entry in entries if entry.link.range and entry.verdict == "accepted"]
+    return [entry.link.range for entry in entries if entry.link.range and entry.accepted]
 
 
 def range_rows(work: Workspace, parts: Artifact, wanted: Range, trained: list[Range]) -> Artifact:
