@@ -78,7 +78,8 @@ def run_guarded(engine: Engine, line: str, emit: Emit) -> int | None:
         return STOPPED if isinstance(error, Interrupted) else None
     except torch.cuda.OutOfMemoryError as error:
         remedy = "hardware.gradient_checkpointing=true, a shorter model.max_length, or a larger card"
-        emit("failed", error=OutOfMemory(str(error).splitlines()[0], where="GPU memory", remedy=remedy).to_dict())
+        what = str(error).partition(" GPU ")[0]  # torch goes on with a page about this card
+        emit("failed", error=OutOfMemory(what.splitlines()[0], where="GPU memory", remedy=remedy).to_dict())
         return OUT_OF_MEMORY
     except torch.AcceleratorError:  # the device's context is broken: nothing more can run in this process
         traceback.print_exc()

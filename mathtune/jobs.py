@@ -33,6 +33,31 @@ class _Job(Section):
         return None
 
 
+class _TrainingJob(_Job):
+    """What both kinds of training have. ``step_size``: examples (or completions) of one optimizer step."""
+
+    model: Model
+    prompt: Prompt
+    lora: Lora
+    hardware: Hardware
+    tracking: Tracking | None
+    title: str = Field(description="run and range, for tracking")
+    cache: str
+    checkpoints: Place = Field(description="where this link's checkpoints lie")
+    output: str = Field(description="empty folder for the adapter")
+
+    @property
+    def micro_batch(self) -> int:
+        """Examples of one forward pass."""
+        return even_split(self.step_size, self.hardware.micro_batch)
+
+    def halved(self):
+        """With half the micro-batch and twice the accumulation."""
+        if self.micro_batch == 1:
+            return None
+        return self.model_copy(update={"hardware": self.hardware.model_copy(update={"micro_batch": self.micro_batch // 2})})
+
+
 class InspectJob(_Job):
     """Look at the base before anything is computed: does it load, has it a tokenizer, do the labels differ?
 
@@ -59,70 +84,34 @@ class MeasureJob(_Job):
     sample: int = Field(description="look at the first rows only")
 
 
-class SftJob(_Job):
+class SftJob(_TrainingJob):
     """Train one chunk. Result: adapter digest, counts of examples and tokens, the training curve."""
 
     kind: Literal["sft"] = "sft"
     task: Task
-    model: Model
-    prompt: Prompt
-    lora: Lora
     sft: Sft
-    hardware: Hardware
-    tracking: Tracking | None
-    title: str = Field(description="run and range, for tracking")
-    cache: str
     rows: str = Field(description="Parquet of the chunk's rows")
     validation: str = Field(description="Parquet of the validation rows")
     start_adapter: str | None = Field(description="PEFT folder to go on from; None: a fresh adapter")
-    checkpoints: Place = Field(description="where this chunk's checkpoints lie")
-    output: str = Field(description="empty folder for the adapter")
 
     @property
     def step_size(self) -> int:
         """Examples of one optimizer step."""
         return self.sft.examples_per_step
 
-    @property
-    def micro_batch(self) -> int:
-        """Examples of one forward pass."""
-        return even_split(self.step_size, self.hardware.micro_batch)
 
-    def halved(self) -> "SftJob | None":
-        """The same job with half the micro-batch and twice the accumulation; None where it is 1 already."""
-        return _with_half(self, self.micro_batch)
-
-
-class GrpoJob(_Job):
+class GrpoJob(_TrainingJob):
     """Refine a solver's adapter by GRPO. Result: as for SFT, with reward and KL in the curve."""
 
     kind: Literal["grpo"] = "grpo"
-    model: Model
-    prompt: Prompt
-    lora: Lora
     grpo: Grpo
-    hardware: Hardware
-    tracking: Tracking | None
-    title: str
-    cache: str
     rows: str = Field(description="Parquet of the prompts' rows")
     start_adapter: str
-    checkpoints: Place
-    output: str
 
     @property
     def step_size(self) -> int:
         """Completions of one optimizer step."""
         return self.grpo.prompts_per_step * self.grpo.generations
-
-    @property
-    def micro_batch(self) -> int:
-        """Completions of one forward pass."""
-        return even_split(self.step_size, self.hardware.micro_batch)
-
-    def halved(self) -> "GrpoJob | None":
-        """As ``SftJob.halved``."""
-        return _with_half(self, self.micro_batch)
 
 
 class ScoreJob(_Job):
@@ -145,12 +134,6 @@ class ScoreJob(_Job):
         """The same job with batches of half the size; None where they are of one row already."""
         size = self.evaluation.batch_size // 2
         return self.model_copy(update={"evaluation": self.evaluation.model_copy(update={"batch_size": size})}) if size else None
-
-
-def _with_half(job, micro_batch: int):
-    if micro_batch == 1:
-        return None
-    return job.model_copy(update={"hardware": job.hardware.model_copy(update={"micro_batch": micro_batch // 2})})
 
 
 Job = InspectJob | MeasureJob | SftJob | GrpoJob | ScoreJob

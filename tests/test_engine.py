@@ -26,6 +26,16 @@ def inspect_job(base, folder, **labels):
                       prompt=Prompt(template=VERIFIER_TEMPLATE, labels=Labels(**labels)))
 
 
+def wait_for_the_end_of(pid: int) -> None:
+    """Fails where an engine outlives its parent by 10 s."""
+    for _ in range(100):
+        if not Path(f"/proc/{pid}").exists():
+            return
+        time.sleep(0.1)
+    os.kill(pid, signal.SIGKILL)
+    pytest.fail(f"the engine {pid} outlived its parent by 10 s")
+
+
 @pytest.fixture
 def events():
     return []
@@ -94,11 +104,7 @@ def test_nothing_is_left_behind_when_the_control_plane_is_killed(tiny_base, tmp_
             break
     parent.kill()
     parent.wait()
-    for _ in range(100):
-        if not Path(f"/proc/{pid}").exists():
-            return
-        time.sleep(0.1)
-    pytest.fail(f"the engine {pid} outlived its parent by 10 s")
+    wait_for_the_end_of(pid)
 
 
 def test_a_job_can_be_run_by_hand(tiny_base, tmp_path):
@@ -143,9 +149,4 @@ def test_an_idle_engine_ends_when_the_control_plane_is_killed_with_events_unread
     pid = int(parent.stdout.readline())
     parent.kill()
     parent.wait()
-    for _ in range(100):
-        if not Path(f"/proc/{pid}").exists():
-            return
-        time.sleep(0.1)
-    os.kill(pid, signal.SIGKILL)
-    pytest.fail(f"the engine {pid} outlived its parent by 10 s")
+    wait_for_the_end_of(pid)
