@@ -110,7 +110,7 @@ class Chain:
             return
         different = sorted(name for name in pinned.keys() | wanted.keys() if pinned.get(name) != wanted.get(name))
         if different:
-            shown = [f"{name} ({pinned[name]} there, {wanted[name]} here)" if name in READABLE else name for name in different]
+            shown = [f"{name} ({_difference(pinned[name], wanted[name])})" if name in READABLE else name for name in different]
             raise ChainError(f"the recipe disagrees with what the chain pins: {', '.join(shown)}", where=f"chain {self.name}",
                              remedy="go back to the recipe it was made with (recipe.yaml in the run's folder), or chain=NEW")
 
@@ -251,6 +251,13 @@ def _write(staging: Path, train: Callable[[Path], Link]) -> dict[str, Any]:
 def _damaged(error: Damaged) -> Damaged:
     return Damaged(f"a link of the chain is damaged: {error.what}", where=error.where,
                    remedy="restore the folder from a copy, or train a new chain with chain=NEW")
+
+
+def _difference(there: str, here: str) -> str:
+    """What two lists in words do not share, for example ``rank 8 there, rank 4 here``."""
+    ours, theirs = here.split(", "), there.split(", ")
+    only_there, only_here = ([part for part in one if part not in other] for one, other in ((theirs, ours), (ours, theirs)))
+    return f"{', '.join(only_there) or 'nothing more'} there, {', '.join(only_here) or 'nothing more'} here"
 
 
 def _digest(text: str) -> str:

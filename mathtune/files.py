@@ -198,7 +198,8 @@ def check_space(folder: Path, expected_bytes: int) -> None:
 def damaged_name(name: str, reason: str) -> str:
     """``work/step-3`` → ``work/damaged-step-3-WHEN-WHY``: a name under which it is never used, and which says why."""
     under, _, last = name.rpartition("/")
-    why = re.sub(r"[^a-z0-9.]+", "-", reason.splitlines()[0].rpartition("/")[2].lower()).strip("-")[:60].strip("-.")
+    where, _, what = reason.splitlines()[0].partition(": ")
+    why = re.sub(r"[^a-z0-9.]+", "-", f"{where.rpartition('/')[2]} {what}".lower()).strip("-")[:60].strip("-.")
     aside = f"{DAMAGED}{last}-{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:4]}-{why}"
     return f"{under}/{aside}" if under else aside
 

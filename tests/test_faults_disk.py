@@ -186,7 +186,7 @@ def test_what_a_disk_cannot_read_is_set_aside_and_made_again(tmp_path):
     file = ArtifactStore(tmp_path).get_or_build("stage", "key", build).path("rows.bin")
     body = "store = ArtifactStore(folders); store.get_or_build('stage', 'key', build); sys.exit(store.damaged[0])"
     done = run_program(body, tmp_path, "strace", "-o", "/dev/null", "-P", str(file), "-e", "inject=read:error=EIO:when=1")
-    assert f"{file}: a file named in the manifest cannot be read" in done.stderr and "set aside as" in done.stderr
+    assert f"{file}: it cannot be read: Input/output error" in done.stderr and "set aside as" in done.stderr
     assert ArtifactStore(tmp_path).find("stage", "key")
 
 
