@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import describe_machine, write_results
+from benchmarks.machine import describe_machine, machine_line, write_results
 from mathtune.chain import Chain
 from mathtune.folders import LocalFolders
 
@@ -270,7 +270,8 @@ def main() -> None:
     print(text)
     if tally.wrong:
         sys.exit(1)
-    write_results("crash_test", {"figures": figures, "machine": describe_machine()}, f"# Crash test\n\n{text}")
+    machine = describe_machine()
+    write_results("crash_test", {"figures": figures, "machine": machine}, f"# Crash test\n\n{text}\n{machine_line(machine)}")
     if not arguments.keep:
         shutil.rmtree(folder)
 

@@ -31,6 +31,12 @@ def describe_machine() -> dict[str, Any]:
     return {"date": datetime.now(UTC).strftime("%Y-%m-%d"), "cpu": cpu_name(), "cores": os.cpu_count(), "versions": versions}
 
 
+def machine_line(machine: dict[str, Any]) -> str:
+    """The same in a line, for people."""
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return f"{machine['date']}, {machine.get('gpu') or machine['cpu']}, {machine['cores']} cores, {versions}\n"
+
+
 def write_results(name: str, figures: dict[str, Any], markdown: str) -> None:
     """``results/NAME.json`` and ``results/NAME.md``."""
     (RESULTS / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n")

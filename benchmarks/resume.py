@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.machine import describe_machine, write_results
+from benchmarks.machine import describe_machine, machine_line, write_results
 from mathtune.demo.problems import rows
 from mathtune.devices import make_deterministic
 from mathtune.digests import digest_file
@@ -210,10 +210,7 @@ def show(results: dict[str, Any]) -> str:
     for name, figures in results.get("cost", {}).items():
         lines += [f"| {name} | |", "|---|---:|", *(f"| {key.replace('_', ' ')} | {value:,} |" for key, value in figures.items()
                                                   if value is not None), ""]
-    machine = results["machine"]
-    lines += [f"{machine['date']}, {machine.get('gpu') or machine['cpu']}, " +
-              ", ".join(f"{name} {version}" for name, version in machine["versions"].items()), ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, machine_line(results["machine"])])
 
 
 def _yes(holds: bool) -> str:
