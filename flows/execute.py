@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from rich.console import Console
@@ -65,23 +67,31 @@ def execute(console: Console, flow: Callable[..., dict[str, Any]], recipe: Recip
 
 
 def shield_server() -> None:
-    """Keeps Ctrl-C from Prefect's own server, a child in the terminal's foreground: it would be gone before it could be told
-    that the run was stopped. A blocked signal stays blocked in the program that a process starts."""
-    from prefect.server.api.server import SubprocessASGIServer
+    """Has Prefect's own server, a child in the terminal's foreground, end neither before the run nor after it.
 
-    start = SubprocessASGIServer._run_uvicorn_command
-    if hasattr(start, "shielded"):
-        return
+    Ctrl-C would take the server before it could be told that the run was stopped: a blocked signal stays blocked in the
+    program that a process starts. And SIGKILL would leave it behind: ``flows.local_server`` looks to its parent.
+    """
+    from prefect.server.api import server
 
-    def shielded(server: SubprocessASGIServer):
+    def start(arguments: list[str], **options: Any) -> subprocess.Popen:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            return start(server)
+            return subprocess.Popen([arguments[0], "-m", "flows.local_server", *arguments[3:]], **options)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
-    shielded.shielded = True
-    SubprocessASGIServer._run_uvicorn_command = shielded
+    def run_server(self: server.SubprocessASGIServer) -> subprocess.Popen:
+        server.subprocess = SimpleNamespace(Popen=lambda args, **options: start(args, **options),
+                                            TimeoutExpired=subprocess.TimeoutExpired)
+        try:
+            return run_uvicorn(self)
+        finally:
+            server.subprocess = subprocess
+
+    run_uvicorn = server.SubprocessASGIServer._run_uvicorn_command
+    if run_uvicorn.__name__ != run_server.__name__:
+        server.SubprocessASGIServer._run_uvicorn_command = run_server
 
 
 def forget_events() -> None:

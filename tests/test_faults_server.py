@@ -219,20 +219,39 @@ def status_of(pid: int, field: str) -> str:
     return next(line.split()[1] for line in lines if line.startswith(field))
 
 
+def own_server_run(make_recipe, folder: Path) -> tuple[subprocess.Popen, list[int]]:
+    """A run in a process group of its own, with Prefect's in-process server; in the middle of its training. Its children."""
+    recipe = make_recipe(sft={"learning_rate": 1e-4, "examples_per_step": 16, "save_every": 2, "epochs": 20})
+    (folder / "recipe.yaml").write_text(dump_recipe(recipe))
+    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    run = start(folder / "output.log", "flows.cli", "run", str(folder / "recipe.yaml"), start_new_session=True,
+                env={**environment, "PREFECT_HOME": str(folder / "prefect"), "COLUMNS": "200"})
+    events = folder / "runs" / "small" / "executions"
+    until(lambda: any('"step": 3,' in path.read_text() for path in events.glob("*/events.jsonl")), run)
+    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(run.pid)], capture_output=True, text=True).stdout.split()
+    return run, [int(child) for child in children]
+
+
 def test_ctrl_c_in_a_terminal_saves_and_does_not_take_prefects_own_server_first(make_recipe, tmp_path):
     """A terminal's SIGINT goes to the whole foreground group, of which Prefect's in-process server is one."""
-    recipe = make_recipe(sft={"learning_rate": 1e-4, "examples_per_step": 16, "save_every": 2, "epochs": 20})
-    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
-    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
-    run = start(tmp_path / "output.log", "flows.cli", "run", str(tmp_path / "recipe.yaml"), start_new_session=True,
-                env={**environment, "PREFECT_HOME": str(tmp_path / "prefect"), "COLUMNS": "200"})
-    events = tmp_path / "runs" / "small" / "executions"
-    until(lambda: any('"step": 3,' in path.read_text() for path in events.glob("*/events.jsonl")), run)
+    run, _ = own_server_run(make_recipe, tmp_path)
     os.killpg(run.pid, signal.SIGINT)
     assert run.wait(60) == 75
     output = (tmp_path / "output.log").read_text()
     assert "stopped by a signal; the last step is saved; the same command goes on" in output
     assert "server went away" not in output and "Traceback" not in output
+
+
+def test_a_killed_run_leaves_no_engine_and_no_server_behind(make_recipe, tmp_path):
+    run, children = own_server_run(make_recipe, tmp_path)
+    assert len(children) == 2
+    run.kill()
+    run.wait()
+    for _ in range(200):
+        if not any(Path(f"/proc/{child}").exists() for child in children):
+            return
+        time.sleep(0.1)
+    pytest.fail("engine or server outlived the run by 20 s")
 
 
 def test_sigterm_to_the_engine_alone(world, whole):
