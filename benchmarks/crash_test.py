@@ -65,6 +65,11 @@ class Tally:
     seconds: list[float] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
+    @property
+    def killed(self) -> int:
+        """SIGKILLs, without the SIGTERMs."""
+        return sum(times for what, times in self.kills.items() if not what.startswith("term"))
+
 
 class Pipeline:
     """One pipeline in a folder of its own, started by the same command again and again."""
@@ -226,18 +231,19 @@ def crash_test(kills: int, seed: int, kinds: list[str], folder: Path, starts_a_r
         if pipeline.start().wait() != 0:
             sys.exit((pipeline.folder / "output.log").read_text())
         undisturbed[kind] = (pipeline.outcome(), len(pipeline.executions()[0]))
-    while sum(tally.kills.values()) < kills and not tally.wrong:
+    while (tally.killed < kills or tally.rounds < len(kinds)) and not tally.wrong:
         kind = kinds[tally.rounds % len(kinds)]
         expected, length = undisturbed[kind]
         run_round(Pipeline(kind, folder / f"{kind}-{tally.rounds}", environment), expected, length, draw, tally, starts_a_round)
-        print(f"round {tally.rounds} ({kind}): {sum(tally.kills.values())} kills so far, "
+        print(f"round {tally.rounds} ({kind}): {tally.killed} kills so far, "
               f"{'same bytes' if not tally.wrong else tally.wrong[-1]}", flush=True)
     return tally
 
 
 def report(tally: Tally, seed: int) -> dict[str, Any]:
     """The figures, as they are printed and kept."""
-    return {"rounds": tally.rounds, "starts": tally.starts, "kills": sum(tally.kills.values()), "seed": seed,
+    return {"rounds": tally.rounds, "starts": tally.starts, "sigkills": tally.killed,
+            "sigterms": sum(tally.kills.values()) - tally.killed, "seed": seed,
             "checkpoint_interval_steps": SAVE_EVERY, "most_steps_lost_a_kill": max(tally.lost, default=0),
             "mean_steps_lost_a_kill": round(statistics.mean(tally.lost), 2) if tally.lost else 0,
             "median_seconds_to_first_new_step": round(statistics.median(tally.seconds), 1) if tally.seconds else None,
@@ -260,6 +266,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", default=list(PIPELINES), choices=list(PIPELINES))
+    parser.add_argument("--name", default="crash_test", help="of the files in benchmarks/results/")
     parser.add_argument("--keep", type=Path, help="folder to work in and leave; default: a temporary one")
     arguments = parser.parse_args()
     folder = arguments.keep or Path(tempfile.mkdtemp(prefix="mathtune-crash-"))
@@ -271,7 +278,7 @@ def main() -> None:
     if tally.wrong:
         sys.exit(1)
     machine = describe_machine()
-    write_results("crash_test", {"figures": figures, "machine": machine}, f"# Crash test\n\n{text}\n{machine_line(machine)}")
+    write_results(arguments.name, {"figures": figures, "machine": machine}, f"# Crash test\n\n{text}\n{machine_line(machine)}")
     if not arguments.keep:
         shutil.rmtree(folder)
 
