@@ -17,7 +17,6 @@ from mathtune.faults import fault_point
 from mathtune.files import (
     DISK_FAILS,
     MANIFEST,
-    check_space,
     damaged_name,
     disk_errors,
     is_live,
@@ -48,14 +47,13 @@ class Folders(Protocol):
     cache: Path | None
     """What ``open_folders`` made this of."""
 
-    def publish(self, name: str, build: Build, header: dict[str, Any], expected_bytes: int = 0) -> None:
+    def publish(self, name: str, build: Build, header: dict[str, Any]) -> None:
         """Lets ``build`` fill an empty local folder and publishes it with what it returns as ``facts``.
 
         If ``build`` raises, nothing is left behind. If somebody published the name first, theirs stays and this is dropped.
 
         Args:
             header: further values of the manifest; ``stage`` among them.
-            expected_bytes: refused before anything is written where less space is left.
 
         Raises:
             StoreError: it cannot be written; what was there before is untouched.
@@ -121,14 +119,13 @@ class LocalFolders:
     def __init__(self, root: Path | str):
         self.url, self.cache, self.root = str(root), None, Path(root)
 
-    def publish(self, name: str, build: Build, header: dict[str, Any], expected_bytes: int = 0) -> None:
+    def publish(self, name: str, build: Build, header: dict[str, Any]) -> None:
         target = self.root / name
         staging = target.parent / scratch_name(STAGING)
         try:
             with disk_errors(target):
                 make_folder(target.parent)
                 staging.mkdir()
-                check_space(staging, expected_bytes)
             stage(staging, build, header)
             with disk_errors(target):
                 try:

@@ -21,7 +21,6 @@ from mathtune.faults import fault_point
 from mathtune.files import (
     DISK_FULL,
     MANIFEST,
-    check_space,
     damaged_name,
     disk_errors,
     is_abandoned,
@@ -48,13 +47,12 @@ class ObjectFolders:
         with self._errors():
             self.fs, self.prefix = fsspec.core.url_to_fs(self.url, skip_instance_cache=True, use_listings_cache=False)
 
-    def publish(self, name: str, build: Build, header: dict[str, Any], expected_bytes: int = 0) -> None:
+    def publish(self, name: str, build: Build, header: dict[str, Any]) -> None:
         staging = (self.cache / name).parent / scratch_name(STAGING)
         data = scratch_name(DATA)
         try:
             with disk_errors(staging):
                 staging.mkdir(parents=True)
-                check_space(staging, expected_bytes)
             stage(staging, build, {**header, "data": data})
             if self._upload(staging, name, data):
                 fault_point(f"{header['stage']}:published")
