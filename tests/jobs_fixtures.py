@@ -37,16 +37,23 @@ def tokenise_job(base: Path, folder: Path, task: str = "verifier", n: int = 96, 
 
 
 def sft_job(base: Path, folder: Path, task: str = "verifier", n: int = 96, **changes) -> SftJob:
-    """An SFT job below ``folder`` on ``n`` rows, which are tokenised; ``sft`` and the job's other fields can be changed."""
+    """An SFT job below ``folder`` on ``n`` rows, which are tokenised; ``sft`` and the job's other fields can be changed.
+
+    Where it evaluates on the way, it does so on the first of the same rows.
+    """
     data = tokenise_job(base, folder, task, n)
     tokenise_rows(data)
-    values = {
+    job = SftJob(**{
         "task": task, "model": data.model, "prompt": data.prompt,
         "lora": Lora(rank=8, alpha=16, dropout=0.1), "hardware": CPU, "tracking": None, "title": "test",
         "sft": Sft(learning_rate=5e-3, examples_per_step=16, save_every=2), "cache": str(folder / "cache"),
         "tokens": data.output, "validation_tokens": None, "start_adapter": None, "checkpoints": place(folder),
-        "output": str(folder / "adapter")}
-    return SftJob(**{**values, **changes})
+        "output": str(folder / "adapter"), **changes})
+    if job.sft.evaluate_every is None:
+        return job
+    validation = {"limit": job.sft.evaluate_rows, "output": str(folder / "validation.parquet")}
+    tokenise_rows(data.model_copy(update=validation))
+    return job.model_copy(update={"validation_tokens": validation["output"]})
 
 
 def grpo_job(base: Path, folder: Path, start: Path, **changes) -> GrpoJob:

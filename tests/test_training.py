@@ -14,8 +14,7 @@ from mathtune.jobs import even_split
 from mathtune.recipe import Lora, Tracking
 from mathtune.scoring import score
 from mathtune.sft import train_chunk
-from mathtune.tokenise import tokenise_rows
-from tests.jobs_fixtures import CPU, grpo_job, score_job, sft_job, tokenise_job
+from tests.jobs_fixtures import CPU, grpo_job, score_job, sft_job
 from tests.training_fixtures import Events, fresh, two_epochs
 
 
@@ -93,11 +92,10 @@ def test_recomputed_activations_give_the_same_bytes_and_leave_no_hook(undisturbe
 
 
 def test_evaluating_on_the_way_changes_nothing_without_dropout(tiny_base, tmp_path):
-    digests, validation = set(), tokenise_job(tiny_base, tmp_path / "validation", n=16)
-    tokenise_rows(validation)
+    digests = set()
     for every in (None, 2):
         job = sft_job(tiny_base, tmp_path / str(every), lora=Lora(rank=8, alpha=16),
-                      sft=two_epochs(max_steps=4, evaluate_every=every), validation_tokens=every and validation.output)
+                      sft=two_epochs(max_steps=4, evaluate_every=every, evaluate_rows=16))
         digests.add(train_chunk(job, fresh(job), Events())["adapter_digest"])
     assert len(digests) == 1
 
