@@ -118,7 +118,8 @@ def make_pack(tokens: Tokens, examples: list[int], prefix: int) -> Pack:
         positions=_int64(np.concatenate([np.arange(prefix), prefix + own])),
         query_ends=_ends(queries), key_ends=_ends(keys),
         key_index=_int64(_key_index(prefix, sizes)), own_index=_int64(own_starts + own),
-        label_index=_int64(np.concatenate([np.arange(end - count, end) for end, count in zip(ends, label_counts, strict=True)])),
+        label_index=_int64(np.concatenate(
+            [np.arange(end - count, end) for end, count in zip(ends, label_counts, strict=True)])),
         label_ends=_ends(label_counts), labels=_int64(np.concatenate(targets)))
 
 
