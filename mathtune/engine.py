@@ -21,7 +21,7 @@ from typing import Any
 from mathtune.errors import EngineError, Interrupted, MathtuneError, OutOfMemory
 from mathtune.events import Emit
 from mathtune.exit_status import DEVICE_FAULT, ORPHANED, OUT_OF_MEMORY, STOPPED
-from mathtune.jobs import JOB, GrpoJob, InspectJob, Job, MeasureJob, ScoreJob, SftJob
+from mathtune.jobs import JOB, GrpoJob, InspectJob, Job, MeasureJob, ScoreJob, SftJob, TokeniseJob
 
 HOST_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 
@@ -43,6 +43,9 @@ class Engine:
             case MeasureJob():
                 from mathtune.inspect_base import measure_rows
                 return measure_rows(job)
+            case TokeniseJob():
+                from mathtune.tokenise import tokenise_rows
+                return tokenise_rows(job)
             case SftJob():
                 from mathtune.sft import train_chunk
                 return train_chunk(job, self._load(job), self.emit)

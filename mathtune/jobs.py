@@ -84,14 +84,30 @@ class MeasureJob(_Job):
     sample: int = Field(description="look at the first rows only")
 
 
+class TokeniseJob(_Job):
+    """Token ids of rows, once for all trainings of them. Needs the base's tokenizer, not its weights.
+
+    Result: ``{"examples", "tokens", "label_tokens"}`` (what is left), ``{"shortened", "dropped"}`` (examples).
+    """
+
+    kind: Literal["tokenise"] = "tokenise"
+    task: Task
+    model: Model
+    prompt: Prompt
+    cache: str
+    rows: str = Field(description="Parquet of rows")
+    limit: int | None = Field(None, description="the first rows only")
+    output: str = Field(description="Parquet file to write (mathtune.tokens)")
+
+
 class SftJob(_TrainingJob):
-    """Train one chunk. Result: adapter digest, counts of examples and tokens, the training curve."""
+    """Train one chunk. Result: adapter digest, steps, seconds, the training curve."""
 
     kind: Literal["sft"] = "sft"
     task: Task
     sft: Sft
-    rows: str = Field(description="Parquet of the chunk's rows")
-    validation: str = Field(description="Parquet of the validation rows")
+    tokens: str = Field(description="Parquet of the chunk's token ids (mathtune.tokens)")
+    validation_tokens: str | None = Field(description="the same of validation rows; None: no evaluation on the way")
     start_adapter: str | None = Field(description="PEFT folder to go on from; None: a fresh adapter")
 
     @property
@@ -136,5 +152,5 @@ class ScoreJob(_Job):
         return self.model_copy(update={"evaluation": self.evaluation.model_copy(update={"batch_size": size})}) if size else None
 
 
-Job = InspectJob | MeasureJob | SftJob | GrpoJob | ScoreJob
+Job = InspectJob | MeasureJob | TokeniseJob | SftJob | GrpoJob | ScoreJob
 JOB: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="kind")])

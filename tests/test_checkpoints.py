@@ -14,7 +14,8 @@ from mathtune.checkpoints import Checkpoints
 from mathtune.folders import LocalFolders
 from mathtune.order import lay_out
 from mathtune.resume import fingerprint
-from mathtune.sft import make_order, tokenise, train_chunk
+from mathtune.sft import make_order, train_chunk
+from mathtune.tokens import read_tokens
 from tests.folders_fixtures import damage_file
 from tests.jobs_fixtures import sft_job
 from tests.training_fixtures import Events, fresh, two_epochs
@@ -24,7 +25,7 @@ def checkpoints_of(job, folder, events, **identity):
     """The checkpoints of a finished job, copied to ``folder``."""
     shutil.copytree(Path(job.checkpoints.url) / "checkpoints", folder / "checkpoints")
     base, folders = fresh(job), LocalFolders(folder)
-    order = make_order(job.sft, tokenise(job, base, job.rows).row_ids)
+    order = make_order(job.sft, read_tokens(Path(job.tokens)).row_ids.tolist())
     identity = {"fingerprint": fingerprint(base.compute), "start": "", **identity}
     return Checkpoints(folders, "checkpoints", identity, order, events)
 

@@ -117,7 +117,7 @@ def poisoned(tiny_base, tmp_path):
 
     folder = Path(shutil.copytree(tiny_base, tmp_path / "poisoned"))
     job = sft_job(folder, tmp_path / "job")
-    rows = pq.read_table(job.rows).to_pylist()
+    rows = pq.read_table(tmp_path / "job" / "rows.parquet").to_pylist()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     seen = [set(tokenizer.encode(f"{row['question']} {row['solution']} {row['answer']}")) for row in rows]
     number, token = next((n, min(own)) for n, ids in enumerate(seen)
