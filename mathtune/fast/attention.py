@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from mathtune.attention import packed_attention, uses_varlen
+from mathtune.attention import attention_path, packed_attention
 from mathtune.fast.pointwise import rotate
 from mathtune.fast.products import room_for
 from mathtune.packing import Pack
@@ -47,7 +47,7 @@ class Rotary:
 
 def attend(joint: Tensor, heads: Heads, rotary: Rotary, pack: Pack, room: int) -> Tensor:
     """Attention of a joined query, key, value [N, (Hq + 2 Hk) D]: [N, Hq D]. ``room``: behind its gradient's rows."""
-    if uses_varlen(joint):
+    if attention_path(joint.device, joint.dtype, heads.size) == "varlen":
         return _Attention.apply(joint, heads, rotary, pack, room)
     queries, keys, values = (part.unflatten(1, (-1, heads.size)) for part in joint.split(heads.widths, dim=1))
     return packed_attention(_rotated(queries, rotary), _rotated(keys, rotary), values, pack, heads.scale).flatten(1)
@@ -55,7 +55,7 @@ def attend(joint: Tensor, heads: Heads, rotary: Rotary, pack: Pack, room: int) -
 
 def attend_labels(queries: Tensor, joint: Tensor, heads: Heads, rotary: Rotary, pack: Pack) -> Tensor:
     """Attention of the label tokens alone: of their queries [M, Hq D] to all keys and values [N, 2 Hk D]."""
-    if uses_varlen(joint):
+    if attention_path(joint.device, joint.dtype, heads.size) == "varlen":
         return _LabelAttention.apply(queries, joint, heads, rotary, pack)
     everywhere = queries.new_zeros(len(joint), queries.shape[1]).index_copy(0, pack.label_index, queries)
     whole = torch.cat([everywhere, joint], dim=1)
