@@ -22,6 +22,7 @@ from mathtune.packing import Pack
 
 NAME = "mathtune_packed"  # the attention implementation that models switch to; transformers builds no mask for it
 LIKE = 0.75  # a bucket's shortest sequence has at least this share of the longest one's tokens
+REMEDY = "name another model.base"
 VARLEN_HEAD = 256  # the widest head of the flash kernel
 
 
@@ -151,10 +152,10 @@ def _for_transformers(module, query: torch.Tensor, key: torch.Tensor, value: tor
     Raises:
         ModelError: a kind of attention that packs do not know, or a model that does not hand ``pack`` down.
     """
-    odd = [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]
-    if odd or pack is None:
-        what = f"its attention has {odd[0]}, which packs do not know" if odd else "its layers do not hand packs to their attention"
-        raise ModelError(what, where=type(module).__name__, remedy="name another model.base")
+    if pack is None:
+        raise ModelError("its layers do not hand packs to their attention", where=type(module).__name__, remedy=REMEDY)
+    if odd := [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]:
+        raise ModelError(f"its attention has {odd[0]}, which packs do not know", where=type(module).__name__, remedy=REMEDY)
     if torch.is_autocast_enabled(query.device.type):  # as torch's own attention does
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)

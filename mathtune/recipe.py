@@ -177,7 +177,9 @@ class Hardware(Section):
     """How the work is laid on the machine. Nothing here changes which examples form a step."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    micro_batch: Positive = Field(8, description="examples in one forward pass; a step accumulates them")
+    pack_tokens: Positive | None = Field(
+        None, description="SFT: tokens of one forward pass; default: planned from the card's memory")
+    micro_batch: Positive = Field(8, description="GRPO: completions in one forward pass; a step accumulates them")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, about a third slower")
     deterministic: bool = Field(False, description="GPU: the same bytes every time, slower; a CPU's always are")
     engine_restarts: Count = Field(2, description="how often a job goes on in a fresh engine after the old one died")
