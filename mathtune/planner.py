@@ -14,6 +14,7 @@ from mathtune.errors import MachineError
 Recompute = Literal["none", "selective", "full"]
 GIB = 2**30
 CONTEXT = int(0.75 * GIB)  # CUDA's context and the libraries' workspaces, outside torch's allocator
+ROUNDED = 256  # tokens: what little else happens to be on the card does not change the packs
 USABLE = 0.94  # of what is free: the rest is what the allocator cannot give out again
 LOGITS = 2**27 * 7  # bytes at the head: half-precision and float32 logits of mathtune.fast.loss
 # Relative costs, measured on an H100 at the shapes of Llama-3.1-8B (benchmarks/results/sft_speed.md)
@@ -36,8 +37,7 @@ class Shape:
         vocabulary: rows of the head.
         fast: whether the fast step knows its layers.
         varlen: whether the flash kernel for packs runs (``mathtune.attention``).
-        linear_parameters: in the layers' projections.
-        other_parameters: embeddings, head, norms.
+        tied: whether head and embeddings are one.
     """
 
     layers: int
@@ -49,8 +49,7 @@ class Shape:
     vocabulary: int
     fast: bool
     varlen: bool
-    linear_parameters: int
-    other_parameters: int
+    tied: bool
 
     @property
     def attention(self) -> int:
@@ -61,6 +60,21 @@ class Shape:
     def keys(self) -> int:
         """Columns of keys and values together."""
         return 2 * self.key_heads * self.head_size
+
+    @property
+    def layer_parameters(self) -> int:
+        """In the projections of one layer."""
+        return self.hidden * (2 * self.attention + self.keys) + 3 * self.hidden * self.inner
+
+    @property
+    def linear_parameters(self) -> int:
+        """In the projections of all layers."""
+        return self.layers * self.layer_parameters
+
+    @property
+    def other_parameters(self) -> int:
+        """In embeddings and head."""
+        return self.vocabulary * self.hidden * (1 if self.tied else 2)
 
 
 @dataclass(frozen=True)
@@ -83,6 +97,7 @@ class Plan:
         packs: of a step of ordinary size.
         bytes: expected peak beyond the base's own weights.
         available: bytes that were free for it.
+        fast: whether the fast step computes it.
     """
 
     pack_tokens: int
@@ -91,11 +106,13 @@ class Plan:
     packs: int
     bytes: int
     available: int
+    fast: bool
 
     def __str__(self) -> str:
         weights = "weights kept in the compute dtype" if self.resident else "weights made from NF4 in every pass"
         again = {"none": "nothing computed twice", "selective": "MLP's inner products computed twice",
                  "full": "layers computed twice"}[self.recompute]
+        weights = weights if self.fast else "transformers' own layers"
         return (f"packs of up to {self.pack_tokens:,} tokens ({self.packs} a step), {again}, {weights}; "
                 f"{self.bytes / GIB:.1f} of {self.available / GIB:.1f} GiB free for it")
 
@@ -121,13 +138,13 @@ def plan_step(shape: Shape, trained: int, width: int, available: int, step_token
     usable, found = int(available * USABLE), []
     for recompute, resident in product(_levels(shape, wishes), _residencies(shape, wishes)):
         fixed, per_token = fixed_bytes(shape, trained, width, resident), token_bytes(shape, width, recompute)
-        fits = min((usable - fixed) // per_token, max(largest_step, longest))
-        if fits >= (wishes.pack_tokens or longest):
-            tokens = wishes.pack_tokens or fits
+        room, most = (usable - fixed) // per_token, max(largest_step, longest)
+        if room >= min(wishes.pack_tokens or longest, most):
+            tokens = wishes.pack_tokens or min(max(room // ROUNDED * ROUNDED, longest), most)
             packs = -(-step_tokens // tokens)
             size = fixed + per_token * -(-step_tokens // packs)
             found.append((_cost(step_tokens, packs, recompute, resident),
-                          Plan(tokens, recompute, resident, packs, size, available)))
+                          Plan(tokens, recompute, resident, packs, size, available, shape.fast)))
     if found:
         return min(found, key=lambda pair: pair[0])[1]
     raise MachineError(f"a pack of {wishes.pack_tokens or longest} tokens does not fit {available / GIB:.1f} GiB",
@@ -143,7 +160,7 @@ def _cost(step_tokens: int, packs: int, recompute: Recompute, resident: bool) ->
 
 def _levels(shape: Shape, wishes: Wishes) -> list[Recompute]:
     if wishes.recompute:
-        return [wishes.recompute]
+        return [wishes.recompute if shape.fast or wishes.recompute == "none" else "full"]  # plain layers know no other
     return ["none", "selective", "full"] if shape.fast else ["none", "full"]
 
 
@@ -155,9 +172,7 @@ def _residencies(shape: Shape, wishes: Wishes) -> list[bool]:
 
 def fixed_bytes(shape: Shape, trained: int, width: int, resident: bool) -> int:
     """What does not depend on the pack: adapter and optimizer, dequantised weights or the room to make them, logits."""
-    weights = shape.linear_parameters * width
-    if not resident:
-        weights = (shape.hidden * (2 * shape.attention + shape.keys) + 3 * shape.hidden * shape.inner) * width
+    weights = (shape.linear_parameters if resident else shape.layer_parameters) * width
     return trained * MASTER_BYTES + weights + min(LOGITS, 512 * shape.vocabulary * (width + 4))
 
 
@@ -181,7 +196,7 @@ def base_bytes(shape: Shape, width: int, nf4: bool) -> int:
 
 
 def lora_parameters(shape: Shape, rank: int, targets: tuple[str, ...]) -> int:
-    """How many parameters adapters of a rank on a Llama's projections have."""
+    """Parameters of adapters of a rank on these projections."""
     sides = {"q_proj": (shape.hidden, shape.attention), "k_proj": (shape.hidden, shape.keys // 2),
              "v_proj": (shape.hidden, shape.keys // 2), "o_proj": (shape.attention, shape.hidden),
              "gate_proj": (shape.hidden, shape.inner), "up_proj": (shape.hidden, shape.inner),
