@@ -22,15 +22,15 @@ from mathtune.planner import Plan
 
 @contextmanager
 def packed(adapted: PeftModel, compute: Compute, plan: Plan) -> Iterator[PeftModel]:
-    """While this lasts, ``adapted(pack=..., denominator=...)`` is the pack's loss: the sum of its labels' cross-entropies
-    over ``denominator``, the label tokens of the whole step.
+    """While this lasts, ``adapted(pack=..., denominator=..., stepped=...)`` is the pack's loss: the sum of its labels'
+    cross-entropies over ``denominator``, the label tokens of the whole step. ``stepped``: it is the first after a step.
 
     Raises:
         ModelError: the model's attention cannot be replaced.
     """
     if plan.fast:
         step = FastLlama(adapted, compute.dtype, plan.recompute, plan.resident)
-        adapted.forward = lambda pack, denominator: step.loss(pack) / denominator
+        adapted.forward = lambda pack, denominator, stepped: step.loss(pack, refreshed=not stepped) / denominator
         try:
             yield adapted
         finally:
@@ -47,7 +47,7 @@ def _attention_replaced(adapted: PeftModel) -> Iterator[None]:
     base.set_attn_implementation(attention.NAME)
     if base.config._attn_implementation != attention.NAME:
         raise ModelError("its attention cannot be replaced", where=type(base).__name__, remedy="name another model.base")
-    adapted.forward = lambda pack, denominator: pack_loss(forward, pack, denominator)
+    adapted.forward = lambda pack, denominator, stepped: pack_loss(forward, pack, denominator)
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from mathtune.fast.attention import Heads, Rotary, attend, attend_labels
 from mathtune.fast.blocks import AddNorm, Linear, Mlp, NormLinear
 from mathtune.fast.loss import LabelLoss
-from mathtune.fast.weights import JoinedWeight, Workspace
+from mathtune.fast.weights import Factors, JoinedWeight, Workspace
 from mathtune.packing import Pack
 
 Recompute = Literal["none", "selective", "full"]
@@ -78,14 +78,19 @@ class FastLlama:
         workspace = None if resident else Workspace()
         modules = base.model.layers
         self.layers = [Layer.of(module, dtype, workspace, last=module is modules[-1]) for module in modules]
+        self.factors = Factors([weight for layer in self.layers for weight in layer.weights])
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.heads = Heads(config.num_attention_heads, config.num_key_value_heads, size)
 
-    def loss(self, pack: Pack) -> Tensor:
-        """Sum of the labels' cross-entropies, float32; the caller divides by how many there are."""
-        for layer in self.layers:
-            for weight in layer.weights:
-                weight.refresh()
+    def loss(self, pack: Pack, refreshed: bool = False) -> Tensor:
+        """Sum of the labels' cross-entropies, float32; the caller divides by how many there are.
+
+        Args:
+            pack: on the model's device.
+            refreshed: no optimizer has stepped since the last pack.
+        """
+        if not refreshed:
+            self.factors.refresh()
         x, delta = self.embeddings(pack.input_ids).to(self.dtype), None
         rotary = self._rotary(x, pack)
         for layer in self.layers[:-1]:

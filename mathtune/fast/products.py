@@ -50,7 +50,7 @@ def forward_product(x: torch.Tensor, joined: JoinedWeight, mask: torch.Tensor | 
         if joined.dropout and mask is None:
             mask = torch.rand(x.shape, device=x.device) >= joined.dropout
         kept = x if mask is None else dropped(x, mask, joined.dropout)
-        torch.mm(kept, matrix[joined.outputs:, :joined.inputs].t(), out=lora_input)
+        torch.mm(kept, joined.down.t(), out=lora_input)
     return wide @ matrix[:joined.outputs].t(), Saved(lora_input.contiguous(), mask)
 
 
@@ -61,17 +61,17 @@ def input_gradient(dy: torch.Tensor, joined: JoinedWeight, saved: Saved, needed:
         dy: [N, out], best made with ``room_for``.
         needed: whether the input's is wanted at all (None otherwise).
     """
-    matrix = joined.matrix()
     wide = widen(dy, joined.rank)
     dlora = wide[:, joined.outputs:]
     if joined.rank:
-        torch.mm(dy, matrix[:joined.outputs, joined.inputs:], out=dlora)
+        torch.mm(dy, joined.up, out=dlora)
     if not needed:
         return None, dlora
+    matrix = joined.matrix()
     if saved.mask is None:
         return wide @ matrix[:, :joined.inputs], dlora
     dx = dy @ matrix[:joined.outputs, :joined.inputs]
-    return dx.add_(dropped(dlora @ matrix[joined.outputs:, :joined.inputs], saved.mask, joined.dropout)), dlora
+    return dx.add_(dropped(dlora @ joined.down, saved.mask, joined.dropout)), dlora
 
 
 def adapter_gradients(x: torch.Tensor, dy: torch.Tensor, dlora: torch.Tensor, joined: JoinedWeight,
@@ -83,7 +83,7 @@ def adapter_gradients(x: torch.Tensor, dy: torch.Tensor, dlora: torch.Tensor, jo
         x = dropped(x, saved.mask, joined.dropout)
     down = product_in_float32(dlora.t(), x)
     gradients = []
-    for (rows, columns), scale in zip(joined.blocks(), joined.scales(), strict=True):
+    for rows, columns, scale in joined.blocks:
         up = product_in_float32(dy[:, rows].t(), saved.lora_input[:, columns])
         gradients += [down[columns], up.mul_(scale)]
     return gradients

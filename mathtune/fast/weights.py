@@ -11,6 +11,7 @@ the projections' ranks, filled up with zeros to a multiple of 8 (rows of 16 byte
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from bitsandbytes.functional import dequantize_4bit
@@ -82,48 +83,42 @@ class JoinedWeight:
         self.outputs = sum(one.size for one in self.projections)
         self.rank = -(-sum(one.rank for one in self.projections) // ALIGNED) * ALIGNED
         self.dropout = max(one.dropout for one in self.projections)
-        self.dtype, self.device = dtype, self.projections[0].weight.device
-        self._workspace, self._kept = workspace, None
+        self.shape = (self.outputs + self.rank, self.inputs + self.rank)
+        self._workspace = workspace
+        options = {"dtype": dtype, "device": self.projections[0].weight.device}
+        if workspace is None:
+            self._matrix = torch.zeros(self.shape, **options)
+            self._fill_weights(self._matrix)
+            self.down, self.up = self._matrix[self.outputs:, :self.inputs], self._matrix[:self.outputs, self.inputs:]
+        else:
+            self._options = options
+            self.down, self.up = (torch.zeros(size, **options) for size in ((self.rank, self.inputs), (self.outputs, self.rank)))
 
     @property
     def adapters(self) -> list[nn.Parameter]:
         """A and B of every projection that has them."""
         return [factor for one in self.projections for factor in one.adapter]
 
-    @property
-    def bytes(self) -> int:
-        """Of the matrix."""
-        return (self.outputs + self.rank) * (self.inputs + self.rank) * self.dtype.itemsize
-
     def matrix(self) -> torch.Tensor:
         """The matrix [out + rank, in + rank]; valid until another joined weight of the same workspace asks for its own."""
-        if self._kept is None:
-            shape = (self.outputs + self.rank, self.inputs + self.rank)
-            if self._workspace is None:
-                self._kept = torch.zeros(shape, dtype=self.dtype, device=self.device)
-            matrix = self._kept if self._workspace is None else self._workspace.matrix(shape, self.dtype, self.device)
-            self._fill_weights(matrix)
-            self._fill_factors(matrix)
-            return matrix
-        return self._kept
+        if self._workspace is None:
+            return self._matrix
+        matrix = self._workspace.matrix(self.shape, **self._options)
+        self._fill_weights(matrix)
+        if self.rank:
+            matrix[self.outputs:, :self.inputs].copy_(self.down)
+            matrix[:self.outputs, self.inputs:].copy_(self.up)
+        return matrix
 
-    def refresh(self) -> None:
-        """Takes over the factors after an optimizer step, where the matrix is kept."""
-        if self._kept is not None:
-            self._fill_factors(self._kept)
-
-    def blocks(self) -> list[tuple[slice, slice]]:
-        """Output rows and rank columns of every projection with an adapter."""
+    @cached_property
+    def blocks(self) -> list[tuple[slice, slice, float]]:
+        """Output rows, rank columns and scale of every projection with an adapter."""
         found, row, column = [], 0, 0
         for one in self.projections:
             if one.adapter:
-                found.append((slice(row, row + one.size), slice(column, column + one.rank)))
+                found.append((slice(row, row + one.size), slice(column, column + one.rank), one.scale))
             row, column = row + one.size, column + one.rank
         return found
-
-    def scales(self) -> list[float]:
-        """Of every projection with an adapter."""
-        return [one.scale for one in self.projections if one.adapter]
 
     @torch.no_grad()
     def _fill_weights(self, matrix: torch.Tensor) -> None:
@@ -132,17 +127,28 @@ class JoinedWeight:
             fill_weight(matrix[row:row + one.size, :self.inputs], one.weight)
             row += one.size
 
+
+class Factors:
+    """The LoRA factors of many joined weights, taken over from their float32 masters all at once.
+
+    ``down`` [rank, in] holds every A, ``up`` [out, rank] every scaled B in its block.
+    """
+
+    def __init__(self, weights: list[JoinedWeight]):
+        self._masters: list[torch.Tensor] = []
+        self._scales: list[float] = []
+        self._rooms: list[torch.Tensor] = []
+        for weight in weights:
+            adapted = [one for one in weight.projections if one.adapter]
+            for one, (rows, columns, scale) in zip(adapted, weight.blocks, strict=True):
+                self._masters += one.adapter
+                self._scales += [1.0, scale]
+                self._rooms += [weight.down[columns], weight.up[rows, columns]]
+
     @torch.no_grad()
-    def _fill_factors(self, matrix: torch.Tensor) -> None:
-        adapted = [one for one in self.projections if one.adapter]
-        if not adapted:
-            return
-        if self._workspace is not None:  # whoever used the room before had other blocks
-            matrix[:, self.inputs:].zero_()
-        for one, (rows, columns) in zip(adapted, self.blocks(), strict=True):
-            matrix[self.outputs + columns.start:self.outputs + columns.stop, :self.inputs].copy_(one.adapter[0])
-            torch.mul(one.adapter[1], one.scale, out=(scaled := torch.empty_like(one.adapter[1])))
-            matrix[rows, self.inputs + columns.start:self.inputs + columns.stop].copy_(scaled)
+    def refresh(self) -> None:
+        """Brings them up to date: to be called after every change of the masters."""
+        torch._foreach_copy_(self._rooms, torch._foreach_mul([one.detach() for one in self._masters], self._scales))
 
 
 def fill_weight(room: torch.Tensor, weight: nn.Parameter) -> None:
