@@ -9,9 +9,10 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from mathtune.recipe import Evaluation, Grpo, Hardware, Lora, Model, Prompt, Sft, Tracking
-from mathtune.recipe_source import Section
+from mathtune.recipe_source import Count, Section
 
 Task = Literal["verifier", "solver"]
+MOST_HALVINGS = 16  # of what fits any card: nothing is left long before
 
 
 class Place(Section):
@@ -34,7 +35,7 @@ class _Job(Section):
 
 
 class _TrainingJob(_Job):
-    """What both kinds of training have. ``step_size``: examples (or completions) of one optimizer step."""
+    """What both kinds of training have."""
 
     model: Model
     prompt: Prompt
@@ -45,17 +46,6 @@ class _TrainingJob(_Job):
     cache: str
     checkpoints: Place = Field(description="where this link's checkpoints lie")
     output: str = Field(description="empty folder for the adapter")
-
-    @property
-    def micro_batch(self) -> int:
-        """Examples of one forward pass."""
-        return even_split(self.step_size, self.hardware.micro_batch)
-
-    def halved(self):
-        """With half the micro-batch and twice the accumulation."""
-        if self.micro_batch == 1:
-            return None
-        return self.model_copy(update={"hardware": self.hardware.model_copy(update={"micro_batch": self.micro_batch // 2})})
 
 
 class InspectJob(_Job):
@@ -109,11 +99,11 @@ class SftJob(_TrainingJob):
     tokens: str = Field(description="Parquet of the chunk's token ids (mathtune.tokens)")
     validation_tokens: str | None = Field(description="the same of validation rows; None: no evaluation on the way")
     start_adapter: str | None = Field(description="PEFT folder to go on from; None: a fresh adapter")
+    halvings: Count = Field(0, description="how often it ran out of memory: each time a pack holds half as many tokens")
 
-    @property
-    def step_size(self) -> int:
-        """Examples of one optimizer step."""
-        return self.sft.examples_per_step
+    def halved(self) -> "SftJob | None":
+        """With packs of half the tokens. The engine ends this where packs cannot be smaller: it knows how large they are."""
+        return self.model_copy(update={"halvings": self.halvings + 1}) if self.halvings < MOST_HALVINGS else None
 
 
 class GrpoJob(_TrainingJob):
@@ -128,6 +118,17 @@ class GrpoJob(_TrainingJob):
     def step_size(self) -> int:
         """Completions of one optimizer step."""
         return self.grpo.prompts_per_step * self.grpo.generations
+
+    @property
+    def micro_batch(self) -> int:
+        """Completions of one forward pass."""
+        return even_split(self.step_size, self.hardware.micro_batch)
+
+    def halved(self) -> "GrpoJob | None":
+        """With half the micro-batch and twice the accumulation; None where it is of one completion already."""
+        if self.micro_batch == 1:
+            return None
+        return self.model_copy(update={"hardware": self.hardware.model_copy(update={"micro_batch": self.micro_batch // 2})})
 
 
 class ScoreJob(_Job):

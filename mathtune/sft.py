@@ -1,19 +1,22 @@
-"""Trains one chunk: trl's SFTTrainer on a LoRA adapter over the frozen base, loss on the completion only."""
+"""Trains one chunk: a LoRA adapter over the frozen base, on packs of examples, loss on the completion only."""
 
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+import numpy as np
 from safetensors.torch import load_file
-from transformers import set_seed
-from trl import SFTConfig, SFTTrainer
+from transformers import TrainingArguments, set_seed
 
-from mathtune.adapters import WEIGHTS, adapter_digest, attach, masters, restore_masters, save_adapter
+from mathtune.adapters import WEIGHTS, adapter_digest, attach, save_adapter
 from mathtune.events import Emit
 from mathtune.guards import BadNumberGuard
 from mathtune.jobs import SftJob
+from mathtune.layout import Layout, StepSizes, free_bytes, shape_of
 from mathtune.models import Base, borrowed
 from mathtune.order import Order, lay_out
+from mathtune.packed_model import packed
+from mathtune.packed_trainer import NoteLoss, PackedSteps, PackedTrainer, cut_step
+from mathtune.planner import Plan
 from mathtune.recipe import Sft
 from mathtune.resume import Run, open_run
 from mathtune.tokens import Tokens, read_tokens
@@ -24,15 +27,20 @@ def train_chunk(job: SftJob, base: Base, emit: Emit) -> dict[str, Any]:
     """Trains the job's examples and writes the adapter to ``job.output``.
 
     Returns:
-        steps, seconds, curve, redone, micro_batch, adapter_digest.
+        steps, seconds, curve, redone, pack_tokens, adapter_digest.
     """
     tokens = read_tokens(Path(job.tokens))
     order = make_order(job.sft, tokens.row_ids.tolist())
     set_seed(job.sft.seed)
-    with open_run(job, base, order, emit) as run, borrowed(base) as model:
+    shape, sizes = shape_of(base.model.config, base.compute), StepSizes.of(tokens, order)
+    layout = Layout(shape, job.lora, job.hardware, base.compute, sizes)
+    free = free_bytes(base.compute, job.hardware)
+    with open_run(job, base, order, emit, layout.plan(free).pack_tokens, sizes.longest) as run, borrowed(base) as model:
+        plan = layout.plan(free, run.budget)
+        emit("plan", text=str(plan), pack_tokens=plan.pack_tokens, recompute=plan.recompute, resident=plan.resident)
         adapted = attach(model, job.lora, Path(job.start_adapter) if job.start_adapter else None)
         try:
-            outcome = run.finished or _train(job, base, adapted, tokens, run)
+            outcome = run.finished or _train(job, base, adapted, tokens, run, plan)
         finally:
             adapted.unload()
         if job.sft.keep_best:
@@ -42,12 +50,11 @@ def train_chunk(job: SftJob, base: Base, emit: Emit) -> dict[str, Any]:
     return {**outcome, "adapter_digest": adapter_digest(Path(job.output))}
 
 
-def _train(job: SftJob, base: Base, adapted, tokens: Tokens, run: Run) -> dict[str, Any]:
-    start = masters(adapted)
-    trainer = make_trainer(job, base, adapted, tokens, run)
-    restore_masters(adapted, start)
-    guard = BadNumberGuard(run.order, run.micro_batch, job.sft.max_loss_jump)
-    return run_trainer(trainer, run, guard, job.sft.save_minutes)
+def _train(job: SftJob, base: Base, adapted, tokens: Tokens, run: Run, plan: Plan) -> dict[str, Any]:
+    guard = BadNumberGuard(run.order, job.sft.max_loss_jump)
+    with packed(adapted, base.compute, plan):
+        trainer = make_trainer(job, base, adapted, tokens, run, plan, guard.note)
+        return run_trainer(trainer, run, guard, job.sft.save_minutes)
 
 
 def make_order(sft: Sft, row_ids: list[int]) -> Order:
@@ -56,20 +63,18 @@ def make_order(sft: Sft, row_ids: list[int]) -> Order:
     return lay_out(row_ids, places, sft.examples_per_step, sft.seed)
 
 
-def make_trainer(job: SftJob, base: Base, adapted, tokens: Tokens, run: Run) -> SFTTrainer:
-    """trl's trainer over rows that are tokenised already; its own truncation and EOS handling stay out of it."""
+def make_trainer(job: SftJob, base: Base, adapted, tokens: Tokens, run: Run, plan: Plan, note_loss: NoteLoss) -> PackedTrainer:
+    """The trainer of the steps that are left, each in packs of the run's budget."""
     sft = job.sft
-    arguments = SFTConfig(
-        **common_arguments(job, sft, base.compute, run), per_device_eval_batch_size=run.micro_batch,
-        weight_decay=sft.weight_decay, eval_strategy="steps" if job.validation_tokens else "no", eval_steps=sft.evaluate_every,
-        train_sampling_strategy="sequential", max_length=None, dataset_kwargs={"skip_prepare_dataset": True})
-    validation = as_dataset(read_tokens(Path(job.validation_tokens))) if job.validation_tokens else None
-    return SFTTrainer(adapted, arguments, train_dataset=as_dataset(tokens).select(run.order.after(run.step)),
-                      processing_class=base.tokenizer, eval_dataset=validation)
-
-
-def as_dataset(tokens: Tokens) -> Dataset:
-    """``input_ids`` and ``labels`` as trl's collator expects them; -100 where the prompt is."""
-    rows = [(tokens.of(i).tolist(), int(tokens.prompt_lengths[i])) for i in range(len(tokens))]
-    return Dataset.from_dict({"input_ids": [ids for ids, _ in rows],
-                              "labels": [[-100] * prompt + ids[prompt:] for ids, prompt in rows]})
+    arguments = TrainingArguments(
+        **common_arguments(job, sft, base.compute, run, autocast=not plan.fast), per_device_train_batch_size=1,
+        gradient_checkpointing=plan.recompute == "full" and not plan.fast, weight_decay=sft.weight_decay,
+        eval_strategy="steps" if job.validation_tokens else "no", eval_steps=sft.evaluate_every,
+        ddp_find_unused_parameters=False, ddp_broadcast_buffers=False)  # every pack uses all of the adapter; the base is frozen
+    rank, ranks = arguments.process_index, arguments.world_size
+    steps = PackedSteps(tokens, run.order, run.step, run.budget, rank, ranks, pin=base.compute.device.type == "cuda")
+    validation = None
+    if job.validation_tokens:
+        rows = read_tokens(Path(job.validation_tokens))
+        validation = cut_step(rows, np.arange(len(rows)), run.budget, rank, ranks)
+    return PackedTrainer(adapted, arguments, steps, validation, note_loss)

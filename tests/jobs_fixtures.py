@@ -11,7 +11,7 @@ from mathtune.recipe import Evaluation, Grpo, Hardware, Lora, Model, Prompt, Sft
 from mathtune.tokenise import tokenise_rows
 from tests.conftest import SOLVER_TEMPLATE, VERIFIER_TEMPLATE
 
-CPU = Hardware(device="cpu", micro_batch=8)
+CPU = Hardware(device="cpu", pack_tokens=512, micro_batch=8)  # two packs for a step of 16 examples
 
 
 def write_rows(path: Path, task: str, n: int, seed: int = 5) -> Path:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from mathtune.checkpoints import Checkpoints
 from mathtune.folders import LocalFolders
+from mathtune.journal import Journal
 from mathtune.order import lay_out
 from mathtune.resume import fingerprint
 from mathtune.sft import make_order, train_chunk
@@ -151,7 +152,7 @@ def test_another_interval_counts_from_the_resume_on(tiny_base, tmp_path):
     assert [event["step"] for event in events.of("checkpoint")] == [5, 6, 7, 8, 9, 10, 11, 12]
 
 
-def test_a_micro_batch_that_did_not_fit_is_not_tried_again_in_the_same_chunk(tiny_base, tmp_path):
+def test_packs_that_did_not_fit_are_not_tried_again_in_the_same_chunk(tiny_base, tmp_path):
     job = sft_job(tiny_base, tmp_path, sft=two_epochs())
 
     def dies(event, **fields):
@@ -161,4 +162,24 @@ def test_a_micro_batch_that_did_not_fit_is_not_tried_again_in_the_same_chunk(tin
     with pytest.raises(KeyboardInterrupt):
         train_chunk(job.halved(), fresh(job), dies)
     result = train_chunk(job, fresh(job), Events())
-    assert (job.micro_batch, result["micro_batch"]) == (8, 4) and result["redone"]["attempts"] == 2
+    assert result["pack_tokens"] == 256 == job.hardware.pack_tokens // 2 and result["redone"]["attempts"] == 2
+
+
+@pytest.fixture
+def journal(tmp_path):
+    return Journal(tmp_path / "journal.jsonl", "pack_tokens")
+
+
+def test_every_attempt_keeps_the_budget_of_the_one_before(journal):
+    assert journal.begin(4096, smallest=150) == 4096
+    assert journal.begin(4096, halvings=1, smallest=150) == 2048
+    assert journal.begin(4096, halvings=1, smallest=150) == 2048  # its engine died of something else
+    assert journal.begin(4096, smallest=150) == 2048  # another run
+    assert journal.begin(4096, halvings=1, smallest=150) == 1024  # whose memory ran out, too
+    assert journal.begin(512, smallest=150) == 512 == journal.begin(4096, smallest=150)  # the recipe said less in between
+
+
+def test_memory_that_runs_out_with_the_longest_example_alone_ends_the_attempts(journal):
+    budgets = [journal.begin(4096, halvings, smallest=150) for halvings in range(7)]
+    assert budgets == [4096, 2048, 1024, 512, 256, 150, None]
+    assert journal.begin(4096, smallest=150) == 150 and journal.begin(4096, halvings=1, smallest=150) is None
