@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -46,6 +47,10 @@ def engines() -> list[int]:
     return [int(line.split()[0]) for line in listed.splitlines() if "mathtune.engine" in line]
 
 
+def is_over() -> bool:
+    return "ahead" not in [thread.name for thread in threading.enumerate()]
+
+
 def made(run, stage: str) -> set[str]:
     return set(run.work.artifacts.folders.names(stage))
 
@@ -72,8 +77,8 @@ def test_the_next_chunk_finds_rows_and_tokens_made_by_a_process_out_of_the_engin
         until(lambda: os.getpriority(os.PRIO_PROCESS, pid) == os.getpriority(os.PRIO_PROCESS, 0) + ahead.NICE)
         assert b"CUDA_VISIBLE_DEVICES=\0" in Path(f"/proc/{pid}/environ").read_bytes()
         extend(run, FIRST)
-        until(lambda: len(made(run, "tokens")) == 2)
-        until(lambda: not engines())  # it stays no longer than its work takes
+        until(is_over)
+        assert not engines()  # it stays no longer than its work takes
     event = run.events[-1]
     assert (event["event"], event["state"], event["title"]) == ("ahead", "done", "[96:192)") and event["seconds"] > 0
     assert [event["event"] for event in run.events].count("ready") == 0  # of the engine alone
@@ -102,7 +107,7 @@ def test_whatever_becomes_of_it_the_chain_is_the_same(run, make_recipe, monkeypa
     with next_tokenised(run.work, run.base, run.parts, FIRST, SECOND):
         if fault == "killed":
             os.kill(until(engines)[0], signal.SIGKILL)
-            until(lambda: not engines())
+            until(is_over)
         digests = [extend(run, FIRST).adapter_digest]
     told = next(event for event in run.events if event["event"] in ("ahead", "notice"))
     if fault == "too late":

@@ -68,18 +68,18 @@ CHANGES = [("prompt", "system", "Be strict.", True), ("model", "max_length", 100
 def test_rows_are_tokenised_again_only_where_what_decides_their_tokens_has_changed(counting):
     run, recipe = counting, counting.work.recipe
     rows = range_rows(run.work, run.parts, FIRST, [])
-    made = tokenised(run.work, run.work.engine, run.base, rows, "rows.parquet")
+    made = tokenised(run.work, run.base, rows, "rows.parquet")
     assert made.facts["examples"] == 96 and made.facts["label_tokens"] == 2 * 96  # the word and the end token
     assert made.facts["tokens"] == len(read_tokens(made.path("tokens.parquet")).ids)
     for section, field, value, decides in CHANGES:
         changed = getattr(recipe, section).model_copy(update={field: value})
         run.work.recipe = recipe.model_copy(update={section: changed})
-        again = tokenised(run.work, run.work.engine, run.base, rows, "rows.parquet")
+        again = tokenised(run.work, run.base, rows, "rows.parquet")
         assert (again.cached, again.key == made.key) == (not decides, not decides), field
     assert len(run.jobs) == 1 + sum(decides for *_, decides in CHANGES)
-    others = [tokenised(run.work, run.work.engine, {**run.base, "tokenizer": "another"}, rows, "rows.parquet"),
-              tokenised(run.work, run.work.engine, run.base, rows, "rows.parquet", limit=10),
-              tokenised(run.work, run.work.engine, run.base, range_rows(run.work, run.parts, SECOND, []), "rows.parquet")]
+    others = [tokenised(run.work, {**run.base, "tokenizer": "another"}, rows, "rows.parquet"),
+              tokenised(run.work, run.base, rows, "rows.parquet", limit=10),
+              tokenised(run.work, run.base, range_rows(run.work, run.parts, SECOND, []), "rows.parquet")]
     assert [other.facts["examples"] for other in others] == [96, 10, 96] and not any(other.cached for other in others)
 
 
@@ -87,7 +87,7 @@ def test_a_link_says_what_it_was_trained_on_and_its_tokens_are_served_to_the_nex
     run = counting
     first = extend(run, FIRST)
     assert [job.limit for job in run.jobs if isinstance(job, TokeniseJob)] == [None, 20]
-    counts = tokenised(run.work, run.work.engine, run.base, range_rows(run.work, run.parts, FIRST, []), "rows.parquet").facts
+    counts = tokenised(run.work, run.base, range_rows(run.work, run.parts, FIRST, []), "rows.parquet").facts
     assert {name: first.result[name] for name in counts} == counts
     assert counts.keys() == {"examples", "tokens", "label_tokens", "shortened", "dropped"}
     assert [entry["step"] for entry in first.result["curve"]["evals"]] == [3, 6]

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from mathtune.engine_client import EngineClient
@@ -38,45 +37,45 @@ def next_tokenised(work: Workspace, base: dict[str, Any], parts: Artifact, wante
         yield
         return
     trained = [*trained_ranges(entries), wanted]  # as it will be once this range is accepted
-
-    def make(engine: EngineClient) -> None:
-        tokenised(work, engine, base, range_rows(work, parts, following, trained), "rows.parquet")
-
-    ahead = Ahead(work.folder / "ahead.log", make)
+    beside = work.beside(EngineClient(work.folder / "ahead.log", lambda event: None, restarts=0, environment=ENVIRONMENT,
+                                      nice=NICE))
+    ahead = Ahead(beside.engine, lambda: tokenised(beside, base, range_rows(beside, parts, following, trained), "rows.parquet"))
     try:
         yield
     finally:
-        work.handle({**ahead.end(), "title": str(following)})
+        outcome = ahead.end()
+        for damage in beside.artifacts.damaged:
+            work.emit("notice", text=damage)
+        work.handle({**outcome, "title": str(following)})
 
 
 class Ahead:
     """Work in a thread, with an engine of its own, that is given up when it is not done in time.
 
     Args:
-        log: file that takes the engine's output.
+        engine: not started yet; it ends with the work.
         make: what to do; raises what it likes.
     """
 
-    def __init__(self, log: Path, make: Callable[[EngineClient], None]):
-        self.engine = EngineClient(log, lambda event: None, restarts=0, environment=ENVIRONMENT, nice=NICE)
-        self._make = make
+    def __init__(self, engine: EngineClient, make: Callable[[], Any]):
+        self._engine, self._make = engine, make
         self._outcome: Event | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread = threading.Thread(target=self._run, name="ahead", daemon=True)
         self._thread.start()
 
     def end(self) -> Event:
         """Ends thread and engine. Returns the event that says what became of the work."""
         outcome, deadline = self._outcome, time.monotonic() + END_SECONDS
         while self._thread.is_alive() and time.monotonic() < deadline:
-            self.engine.kill()  # again and again: it may only just be starting
+            self._engine.kill()  # again and again: it may only just be starting
             self._thread.join(0.1)
         return outcome or {"event": "ahead", "state": "given up"}
 
     def _run(self) -> None:
         began = time.monotonic()
         try:
-            with self.engine:
-                self._make(self.engine)
+            with self._engine:
+                self._make()
                 self._outcome = {"event": "ahead", "state": "done", "seconds": round(time.monotonic() - began, 3)}
         except Exception as error:
             why = str(error).splitlines()[0]

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from mathtune.engine_client import EngineClient
 from mathtune.jobs import TokeniseJob
 from mathtune.stages import pinned_model
 from mathtune.stages.data import stage_key
@@ -12,8 +11,7 @@ from mathtune.tokens import FILE
 from mathtune.workspace import Workspace
 
 
-def tokenised(work: Workspace, engine: EngineClient, base: dict[str, Any], rows: Artifact, name: str,
-              limit: int | None = None) -> Artifact:
+def tokenised(work: Workspace, base: dict[str, Any], rows: Artifact, name: str, limit: int | None = None) -> Artifact:
     """``tokens.parquet`` of a file of ``rows``, or of its first ``limit`` rows; its facts are the job's result.
 
     Raises:
@@ -25,7 +23,7 @@ def tokenised(work: Workspace, engine: EngineClient, base: dict[str, Any], rows:
                     overlong=recipe.model.overlong)
 
     def build(folder: Path) -> dict[str, Any]:
-        result = engine.run(TokeniseJob(
+        result = work.engine.run(TokeniseJob(
             task=recipe.task, model=pinned_model(recipe, base), prompt=recipe.prompt, cache=str(work.cache),
             rows=str(rows.path(name)), limit=limit, output=str(folder / FILE)))
         return {name: value for name, value in result.items() if name != "incidents"}

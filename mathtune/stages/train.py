@@ -92,7 +92,7 @@ def _train_range(work: Workspace, base: dict[str, Any], parts: Artifact, wanted:
     key, number = link_key(parent, "sft", decided_by), len(entries) + 1
 
     def train(folder: Path) -> Link:
-        tokens = tokenised(work, work.engine, base, rows, "rows.parquet")
+        tokens = tokenised(work, base, rows, "rows.parquet")
         job = SftJob(task=recipe.task, model=pinned_model(recipe, base), prompt=recipe.prompt, lora=recipe.lora, sft=recipe.sft,
                      hardware=recipe.hardware, tracking=recipe.tracking, title=f"{recipe.name} {wanted}",
                      cache=str(work.cache), tokens=str(tokens.path(FILE)),
@@ -186,7 +186,7 @@ def validation_tokens(work: Workspace, base: dict[str, Any], parts: Artifact) ->
     sft = work.recipe.sft
     if sft.evaluate_every is None:
         return None
-    return str(tokenised(work, work.engine, base, parts, "validation.parquet", sft.evaluate_rows).path(FILE))
+    return str(tokenised(work, base, parts, "validation.parquet", sft.evaluate_rows).path(FILE))
 
 
 def prompt_rows(work: Workspace, parts: Artifact, trained: list[Range]) -> Artifact:
