@@ -4,16 +4,18 @@
 ``mathtune.packed_trainer`` calls. The LM head sees only the tokens that predict a label.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
 
 from mathtune import attention
 from mathtune.errors import ModelError
-from mathtune.packing import Pack
+from mathtune.packing import Pack, make_pack
+from mathtune.tokens import Tokens
 
 
 @contextmanager
@@ -21,22 +23,23 @@ def packed(adapted: PeftModel) -> Iterator[PeftModel]:
     """While this lasts, ``adapted(pack=..., denominator=...)`` is the pack's loss (see ``pack_loss``).
 
     Raises:
-        ModelError: the model's attention cannot be replaced.
+        ModelError: the model's attention cannot be replaced, or its layers mix the examples of a pack.
     """
     base, forward = adapted.get_base_model(), adapted.forward
     before = base.config._attn_implementation
     base.set_attn_implementation(attention.NAME)
-    if base.config._attn_implementation != attention.NAME:
-        raise ModelError("its attention cannot be replaced", where=type(base).__name__, remedy="name another model.base")
-    adapted.forward = lambda pack, denominator: pack_loss(forward, pack, denominator)
+    if base.config._attn_implementation != attention.NAME:  # transformers only warns
+        raise ModelError("its attention cannot be replaced", where=type(base).__name__, remedy=attention.REMEDY)
     try:
+        _refuse_mixing(base, forward)
+        adapted.forward = lambda pack, denominator: pack_loss(forward, pack, denominator)
         yield adapted
     finally:
         adapted.forward = forward
         base.set_attn_implementation(before)
 
 
-def pack_loss(forward, pack: Pack, denominator: int) -> torch.Tensor:
+def pack_loss(forward: Callable, pack: Pack, denominator: int) -> torch.Tensor:
     """The sum of the losses of a pack's labels over ``denominator``.
 
     Args:
@@ -47,6 +50,22 @@ def pack_loss(forward, pack: Pack, denominator: int) -> torch.Tensor:
     Returns:
         Float32 scalar.
     """
+    return cross_entropy(_label_logits(forward, pack), pack.labels, reduction="sum") / denominator
+
+
+def _label_logits(forward: Callable, pack: Pack) -> torch.Tensor:
+    """Float32 (labels, vocabulary)."""
     output = forward(input_ids=pack.input_ids[None], position_ids=pack.positions[None], logits_to_keep=pack.label_index,
                      use_cache=False, pack=pack)
-    return cross_entropy(output.logits[0].float(), pack.labels, reduction="sum") / denominator
+    return output.logits[0].float()
+
+
+@torch.no_grad()
+def _refuse_mixing(base, forward: Callable) -> None:
+    """Holds that an example's logits are the same alone and behind another one: a recurrent layer carries one's state on
+    into the next. Rounding may differ: by far less than the square root of the dtype's precision."""
+    two = Tokens(np.arange(2), np.arange(2, 34, dtype=np.int32), np.array([0, 16, 32]), np.ones(2, dtype=np.int32))
+    alone, behind = (_label_logits(forward, make_pack(two, examples, 0).to(base.device))[-15:] for examples in ([1], [0, 1]))
+    if (alone - behind).norm() > torch.finfo(base.dtype).eps ** 0.5 * alone.norm():
+        raise ModelError("its layers mix examples that stand one behind the other", where=type(base).__name__,
+                         remedy=attention.REMEDY)
