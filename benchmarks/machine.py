@@ -4,12 +4,15 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
+import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "prefect", "pyarrow", "numpy")
+LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "liger-kernel", "unsloth", "triton",
+             "prefect", "pyarrow", "numpy")
 
 
 def cpu_name() -> str:
@@ -31,13 +34,33 @@ def describe_machine() -> dict[str, Any]:
     return {"date": datetime.now(UTC).strftime("%Y-%m-%d"), "cpu": cpu_name(), "cores": os.cpu_count(), "versions": versions}
 
 
+def describe_gpu() -> dict[str, Any]:
+    """The first GPU's name, memory in GiB, driver and CUDA version; nothing where there is none. Imports torch."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+    properties = torch.cuda.get_device_properties(0)
+    return {"gpu": properties.name, "gpu_memory_gib": round(properties.total_memory / 2**30, 1), "driver": _driver(),
+            "cuda": torch.version.cuda}
+
+
+def _driver() -> str:
+    if not shutil.which("nvidia-smi"):  # not every container has it
+        return "unknown"
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.split()[0]
+
+
 def machine_line(machine: dict[str, Any]) -> str:
     """The same in a line, for people."""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    return f"{machine['date']}, {machine.get('gpu') or machine['cpu']}, {machine['cores']} cores, {versions}\n"
+    chip = f"{machine['gpu']}, driver {machine['driver']}, CUDA {machine['cuda']}" if "gpu" in machine else machine["cpu"]
+    return f"{machine['date']}, {chip}, {machine['cores']} cores, {versions}\n"
 
 
-def write_results(name: str, figures: dict[str, Any], markdown: str) -> None:
-    """``results/NAME.json`` and ``results/NAME.md``."""
-    (RESULTS / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n")
-    (RESULTS / f"{name}.md").write_text(markdown)
+def write_results(name: str, figures: dict[str, Any], markdown: str, folder: Path = RESULTS) -> None:
+    """``NAME.json`` and ``NAME.md`` in a folder, which is made if absent."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n")
+    (folder / f"{name}.md").write_text(markdown)

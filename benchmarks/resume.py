@@ -21,19 +21,18 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.machine import describe_machine, machine_line, write_results
+from benchmarks.machine import describe_gpu, describe_machine, machine_line, write_results
+from benchmarks.shapes import SHAPES, random_model
 from mathtune.demo.problems import rows
 from mathtune.devices import make_deterministic
 from mathtune.digests import digest_file
 from mathtune.jobs import GrpoJob, Place, SftJob, TokeniseJob
-from mathtune.models import Base, load_base, load_tokenizer
+from mathtune.models import Base, load_base
 from mathtune.recipe import SAVE_EVERY, SAVE_MINUTES, Grpo, Hardware, Lora, Model, Prompt, Sft
 from mathtune.tokenise import tokenise_rows
 
 VERIFIER = "{question}\n{solution}\n{question}\n{solution}\n{question}\n{solution}\nAnswer: {answer}\nRight?\n"
 SOLVER = "Question: {question}\nSolution:\n"
-SHAPES = {"llama-8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
-                       "num_key_value_heads": 8, "vocab_size": 128256}}
 STEPS = 9
 
 
@@ -130,26 +129,6 @@ def large_exactness(folder: Path, base: Base, model: Model) -> dict[str, Any]:
                            folder / "sft", base)}
 
 
-def random_model(folder: Path, shape: str) -> str:
-    """Random weights of a published shape, saved with the demo's tokenizer."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from mathtune.demo.base import build_base
-
-    build_base(folder)
-    (folder / "model.safetensors").unlink()
-    tokenizer = load_tokenizer(folder)
-    # its own ids: the embedding of pad_token_id is zero, and a zero vector that is attended to explodes the gradient
-    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    torch.manual_seed(0)
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        torch.set_default_dtype(torch.bfloat16)
-        model = LlamaForCausalLM(LlamaConfig(**SHAPES[shape], **special))
-        torch.set_default_dtype(torch.float32)
-    model.save_pretrained(folder)
-    return str(folder)
-
-
 def trained_cost(folder: Path, base: Base, model: Model) -> dict[str, Any]:
     """Checkpoints of a real training beside its steps."""
     events = train(sft_job(folder / "cost", model, "verifier", Hardware(micro_batch=16), max_steps=15, save_every=5), base)
@@ -227,9 +206,7 @@ def main() -> None:
     parser.add_argument("--state", choices=list(SHAPES), help="only write the state of an adapter on this shape")
     parser.add_argument("--name", default="resume", help="of the files in benchmarks/results/")
     arguments = parser.parse_args()
-    machine = describe_machine()
-    if torch.cuda.is_available():
-        machine["gpu"] = torch.cuda.get_device_name(0)
+    machine = {**describe_machine(), **describe_gpu()}
     results: dict[str, Any] = {"machine": machine, "cost": {}, "exactness": []}
     with tempfile.TemporaryDirectory(prefix="mathtune-resume-") as name:
         if arguments.state:

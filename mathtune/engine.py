@@ -57,7 +57,7 @@ class Engine:
                 return score(job, self._load(job), self.emit)
 
     def _load(self, job: SftJob | GrpoJob | ScoreJob):
-        from mathtune.devices import make_deterministic
+        from mathtune.devices import cap_memory, make_deterministic
         from mathtune.models import load_base
 
         key = job.model.model_dump_json() + job.hardware.device
@@ -67,6 +67,7 @@ class Engine:
             self._base = self._base_key = None
             self.emit("phase", text=f"loading {job.model.base}")
             self._base, self._base_key = load_base(job.model, job.hardware, Path(job.cache)), key
+        cap_memory(job.hardware, self._base.compute)
         return self._base
 
 

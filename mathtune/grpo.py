@@ -76,6 +76,7 @@ def make_trainer(job: GrpoJob, base: Base, adapted, prompts: Dataset, run: Run) 
     arguments = GRPOConfig(
         **common_arguments(job, grpo, base.compute, run),
         per_device_train_batch_size=run.budget, gradient_accumulation_steps=job.step_size // run.budget,
+        gradient_checkpointing=job.hardware.gradient_checkpointing,
         num_generations=grpo.generations, max_completion_length=grpo.max_new_tokens, temperature=grpo.temperature,
         beta=grpo.beta, shuffle_dataset=False,
         disable_dropout=True)  # else policy and reference differ by chance alone, before any step is made

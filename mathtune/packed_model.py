@@ -1,7 +1,8 @@
-"""Packs through a model as transformers made it: any causal language model whose attention can be replaced.
+"""A model that takes packs: ``packed`` replaces the forward of a PEFT model by one that takes a pack and returns a loss, which
+is what ``mathtune.packed_trainer`` calls.
 
-``packed`` replaces the forward of a PEFT model by one that takes a pack and returns a loss, which is what
-``mathtune.packed_trainer`` calls. The LM head sees only the tokens that predict a label.
+A Llama goes through ``mathtune.fast``. Any other causal language model goes as transformers made it, if its attention can be
+replaced; its LM head, too, sees only the tokens that predict a label.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,18 +14,36 @@ from peft import PeftModel
 from torch.nn.functional import cross_entropy
 
 from mathtune import attention
+from mathtune.devices import Compute
 from mathtune.errors import ModelError
+from mathtune.fast.llama import FastLlama
 from mathtune.packing import Pack, make_pack
+from mathtune.planner import Plan
 from mathtune.tokens import Tokens
 
 
 @contextmanager
-def packed(adapted: PeftModel) -> Iterator[PeftModel]:
-    """While this lasts, ``adapted(pack=..., denominator=...)`` is the pack's loss (see ``pack_loss``).
+def packed(adapted: PeftModel, compute: Compute, plan: Plan) -> Iterator[PeftModel]:
+    """While this lasts, ``adapted(pack=..., denominator=..., stepped=...)`` is the pack's loss: the sum of its labels'
+    cross-entropies over ``denominator``, the label tokens of the whole step. ``stepped``: it is the first after a step.
 
     Raises:
         ModelError: the model's attention cannot be replaced, or its layers mix the examples of a pack.
     """
+    if plan.fast:
+        step = FastLlama(adapted, compute.dtype, plan.recompute, plan.resident)
+        adapted.forward = lambda pack, denominator, stepped: step.loss(pack, refreshed=not stepped) / denominator
+        try:
+            yield adapted
+        finally:
+            del adapted.forward
+    else:
+        with _attention_replaced(adapted):
+            yield adapted
+
+
+@contextmanager
+def _attention_replaced(adapted: PeftModel) -> Iterator[None]:
     base, forward = adapted.get_base_model(), adapted.forward
     before = base.config._attn_implementation
     base.set_attn_implementation(attention.NAME)
@@ -32,10 +51,10 @@ def packed(adapted: PeftModel) -> Iterator[PeftModel]:
         raise ModelError("its attention cannot be replaced", where=type(base).__name__, remedy=attention.REMEDY)
     try:
         _refuse_mixing(base, forward)
-        adapted.forward = lambda pack, denominator: pack_loss(forward, pack, denominator)
-        yield adapted
+        adapted.forward = lambda pack, denominator, stepped: pack_loss(forward, pack, denominator)
+        yield
     finally:
-        adapted.forward = forward
+        vars(adapted).pop("forward", None)
         base.set_attn_implementation(before)
 
 

@@ -93,8 +93,8 @@ class PackedSteps(IterableDataset):
 
 
 class PackedTrainer(Trainer):
-    """Trains a model that takes packs: ``model(pack=..., denominator=...)`` is the sum of a pack's label losses over
-    ``denominator``, a scalar (``mathtune.packed_model``).
+    """Trains a model that takes packs: ``model(pack=..., denominator=..., stepped=...)`` is the sum of a pack's label losses
+    over ``denominator``, a scalar; ``stepped``: its parameters may differ from the last pack's (``mathtune.packed_model``).
 
     Args:
         model: it.
@@ -129,7 +129,7 @@ class PackedTrainer(Trainer):
         total = torch.zeros((), device=self.args.device)
         for number, pack in enumerate(inputs.packs, 1):
             with nullcontext() if number == len(inputs.packs) else self.accelerator.no_sync(model):
-                loss = self._loss(model, pack, inputs)
+                loss = self._loss(model, pack, inputs, stepped=number == 1)
                 self.accelerator.backward(loss * ranks)
             self.note_loss(loss.detach(), pack.examples)
             total += loss.detach()
@@ -140,7 +140,7 @@ class PackedTrainer(Trainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Logs the mean loss of a validation label, over all of them."""
         self.model.eval()
-        losses = [self._loss(self.model, pack, self.eval_dataset) for pack in self.eval_dataset.packs]
+        losses = [self._loss(self.model, pack, self.eval_dataset, stepped=True) for pack in self.eval_dataset.packs]
         loss = self.accelerator.reduce(torch.stack(losses).sum(), "sum")
         metrics = {f"{metric_key_prefix}_loss": loss.item()}
         self.log(metrics)
@@ -153,8 +153,8 @@ class PackedTrainer(Trainer):
             logs["num_tokens"] = self.tokens_seen
         super().log(logs, start_time)
 
-    def _loss(self, model, pack: Pack, step: StepPacks) -> torch.Tensor:
-        loss = model(pack=pack.to(self.args.device), denominator=step.label_tokens)
+    def _loss(self, model, pack: Pack, step: StepPacks, stepped: bool) -> torch.Tensor:
+        loss = model(pack=pack.to(self.args.device), denominator=step.label_tokens, stepped=stepped)
         return loss * 0 if step.idle else loss
 
 

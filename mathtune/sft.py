@@ -8,20 +8,19 @@ from safetensors.torch import load_file
 from transformers import TrainingArguments, set_seed
 
 from mathtune.adapters import WEIGHTS, adapter_digest, attach, save_adapter
-from mathtune.devices import Compute
 from mathtune.events import Emit
 from mathtune.guards import BadNumberGuard
 from mathtune.jobs import SftJob
+from mathtune.layout import Layout, StepSizes, free_bytes, shape_of
 from mathtune.models import Base, borrowed
 from mathtune.order import Order, lay_out
 from mathtune.packed_model import packed
 from mathtune.packed_trainer import NoteLoss, PackedSteps, PackedTrainer, cut_step
-from mathtune.recipe import Hardware, Sft
+from mathtune.planner import Plan
+from mathtune.recipe import Sft
 from mathtune.resume import Run, open_run
 from mathtune.tokens import Tokens, read_tokens
 from mathtune.training import common_arguments, run_trainer
-
-PACK_TOKENS = {"cpu": 4096, "cuda": 8192}  # what a pack holds where the recipe does not say
 
 
 def train_chunk(job: SftJob, base: Base, emit: Emit) -> dict[str, Any]:
@@ -33,11 +32,15 @@ def train_chunk(job: SftJob, base: Base, emit: Emit) -> dict[str, Any]:
     tokens = read_tokens(Path(job.tokens))
     order = make_order(job.sft, tokens.row_ids.tolist())
     set_seed(job.sft.seed)
-    budget, longest = planned_budget(job.hardware, base.compute), int(tokens.lengths.max())
-    with open_run(job, base, order, emit, budget, longest) as run, borrowed(base) as model:
+    shape, sizes = shape_of(base.model.config, base.compute), StepSizes.of(tokens, order)
+    layout = Layout(shape, job.lora, job.hardware, base.compute, sizes)
+    free = free_bytes(base.compute, job.hardware)
+    with open_run(job, base, order, emit, layout.plan(free).pack_tokens, sizes.longest) as run, borrowed(base) as model:
+        plan = layout.plan(free, run.budget)
+        emit("plan", text=str(plan), pack_tokens=plan.pack_tokens, recompute=plan.recompute, resident=plan.resident)
         adapted = attach(model, job.lora, Path(job.start_adapter) if job.start_adapter else None)
         try:
-            outcome = run.finished or _train(job, base, adapted, tokens, run)
+            outcome = run.finished or _train(job, base, adapted, tokens, run, plan)
         finally:
             adapted.unload()
         if job.sft.keep_best:
@@ -47,10 +50,10 @@ def train_chunk(job: SftJob, base: Base, emit: Emit) -> dict[str, Any]:
     return {**outcome, "adapter_digest": adapter_digest(Path(job.output))}
 
 
-def _train(job: SftJob, base: Base, adapted, tokens: Tokens, run: Run) -> dict[str, Any]:
+def _train(job: SftJob, base: Base, adapted, tokens: Tokens, run: Run, plan: Plan) -> dict[str, Any]:
     guard = BadNumberGuard(run.order, job.sft.max_loss_jump)
-    with packed(adapted):
-        trainer = make_trainer(job, base, adapted, tokens, run, guard.note)
+    with packed(adapted, base.compute, plan):
+        trainer = make_trainer(job, base, adapted, tokens, run, plan, guard.note)
         return run_trainer(trainer, run, guard, job.sft.save_minutes)
 
 
@@ -60,16 +63,12 @@ def make_order(sft: Sft, row_ids: list[int]) -> Order:
     return lay_out(row_ids, places, sft.examples_per_step, sft.seed)
 
 
-def planned_budget(hardware: Hardware, compute: Compute) -> int:
-    """Tokens of a pack."""
-    return hardware.pack_tokens or PACK_TOKENS[compute.device.type]
-
-
-def make_trainer(job: SftJob, base: Base, adapted, tokens: Tokens, run: Run, note_loss: NoteLoss) -> PackedTrainer:
+def make_trainer(job: SftJob, base: Base, adapted, tokens: Tokens, run: Run, plan: Plan, note_loss: NoteLoss) -> PackedTrainer:
     """The trainer of the steps that are left, each in packs of the run's budget."""
     sft = job.sft
     arguments = TrainingArguments(
-        **common_arguments(job, sft, base.compute, run), per_device_train_batch_size=1, weight_decay=sft.weight_decay,
+        **common_arguments(job, sft, base.compute, run, autocast=not plan.fast), per_device_train_batch_size=1,
+        gradient_checkpointing=plan.recompute == "full" and not plan.fast, weight_decay=sft.weight_decay,
         eval_strategy="steps" if job.validation_tokens else "no", eval_steps=sft.evaluate_every,
         ddp_find_unused_parameters=False, ddp_broadcast_buffers=False)  # every pack uses all of the adapter; the base is frozen
     rank, ranks = arguments.process_index, arguments.world_size

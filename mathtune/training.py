@@ -48,7 +48,7 @@ def common_arguments(job: SftJob | GrpoJob, section: Sft | Grpo, compute: Comput
         "warmup_steps": warmup(section.warmup, run.order.steps),
         "max_grad_norm": section.max_grad_norm, "save_strategy": "steps", "save_steps": section.save_every,
         "bf16": autocast and compute.dtype == torch.bfloat16, "fp16": compute.dtype == torch.float16,
-        "use_cpu": compute.device.type == "cpu", "gradient_checkpointing": job.hardware.gradient_checkpointing,
+        "use_cpu": compute.device.type == "cpu",
         "dataloader_pin_memory": compute.device.type == "cuda", "logging_steps": 1, "logging_nan_inf_filter": False,
         "disable_tqdm": True, "log_level": "error", "report_to": _tracking(job.tracking, job.title), "run_name": job.title,
     }

@@ -80,13 +80,13 @@ def test_the_step_is_the_recipes_whatever_the_card_holds(tiny_base, tmp_path):
     assert results[1] == pytest.approx(results[4096], rel=1e-4) and results[300] == pytest.approx(results[4096], rel=1e-4)
 
 
-def test_recomputed_activations_give_the_same_bytes_and_leave_no_hook(undisturbed, tiny_base, tmp_path):
+@pytest.mark.parametrize("hardware", [{"recompute": "selective", "resident": False}, {"recompute": "full"}])
+def test_what_is_computed_again_gives_the_same_bytes(undisturbed, tiny_base, tmp_path, hardware):
     _, whole, _ = undisturbed
-    hardware = CPU.model_copy(update={"gradient_checkpointing": True})
-    job = sft_job(tiny_base, tmp_path, sft=two_epochs(), hardware=hardware)
-    base = fresh(job)
-    assert train_chunk(job, base, Events())["adapter_digest"] == whole["adapter_digest"]
-    assert not base.model.get_input_embeddings()._forward_hooks
+    job = sft_job(tiny_base, tmp_path, sft=two_epochs(), hardware=CPU.model_copy(update=hardware))
+    events = Events()
+    assert train_chunk(job, fresh(job), events)["adapter_digest"] == whole["adapter_digest"]
+    assert events.of("plan")[0]["recompute"] == hardware["recompute"]
 
 
 def test_evaluating_on_the_way_changes_nothing_without_dropout(tiny_base, tmp_path):
