@@ -134,6 +134,7 @@ def main() -> int:
     mode.add_argument("--job", type=Path, help="file with one job as JSON")
     mode.add_argument("--connect", help="path of the Unix socket to serve")
     arguments = parser.parse_args()
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # packs differ in size: else memory falls to pieces
     from mathtune.stopping import STOP
 
     STOP.listen()

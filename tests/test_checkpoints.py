@@ -112,10 +112,10 @@ def test_a_checkpoint_is_made_when_time_is_up_though_the_steps_are_not(tiny_base
 
 
 def best_job(tiny_base, folder):
-    """A job whose learning rate ruins what the first steps taught."""
+    """A job whose learning rate rises until it has ruined, for good, what the first steps taught."""
     return sft_job(tiny_base, folder, sft=two_epochs(
-        learning_rate=5.0, keep_best=True, evaluate_every=2, save_every=2, evaluate_rows=48, schedule="constant", warmup=0.5,
-        epochs=2.5))
+        learning_rate=50.0, keep_best=True, evaluate_every=2, save_every=2, evaluate_rows=48, schedule="constant_with_warmup",
+        warmup=0.6, epochs=2.5))
 
 
 def test_the_best_step_is_kept_where_the_recipe_says_so(tiny_base, tmp_path):

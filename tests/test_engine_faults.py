@@ -163,7 +163,7 @@ def test_a_loss_that_jumps_does_as_the_recipe_says(tiny_base, tmp_path, policy, 
 
     monkeypatch.setattr(packed_model, "pack_loss", ten_times_at_step_22)
     sft = SFT.model_copy(update={"learning_rate": 1e-5, "max_loss_jump": policy, "max_steps": 24})
-    job, events = sft_job(tiny_base, tmp_path, sft=sft, hardware=CPU.model_copy(update={"pack_tokens": 1024})), Events()
+    job, events = sft_job(tiny_base, tmp_path, sft=sft, hardware=CPU.model_copy(update={"pack_tokens": 4096})), Events()
     if policy is None:
         assert train_chunk(job, fresh(job), events)["steps"] == 24
         return
