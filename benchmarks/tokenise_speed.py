@@ -102,7 +102,7 @@ def main() -> None:
     text = show(results)
     print(text)
     write_results(arguments.name, results, text)
-    if arguments.rows == 20_000 and max(results["seconds_in_the_engine"]) > TARGET:
+    if arguments.rows == 20_000 and statistics.median(results["seconds_in_the_engine"]) > TARGET:
         raise SystemExit(f"more than {TARGET} s")
 
 
