@@ -9,6 +9,7 @@ from mathtune.errors import ChainError, TrainingError
 from mathtune.ranges import chunk_ranges
 from mathtune.recipe import Recipe
 from mathtune.recipe_source import Name
+from mathtune.stages.ahead import next_tokenised
 from mathtune.stages.judge import Decision
 from mathtune.stages.train import nothing_accepted
 from tasks.results import submit
@@ -45,7 +46,9 @@ def train(run: Run, decision: Decision | None) -> None:
     """Every range of the recipe and its refinement, each judged before the next."""
     recipe, work = run.work.recipe, run.work
     run.evaluate(None)
-    for wanted in chunk_ranges(recipe.chunks, run.pool_rows):
-        run.place(train_chunk(work, run.base, run.parts, wanted), decision)
+    ranges = chunk_ranges(recipe.chunks, run.pool_rows)
+    for wanted, following in zip(ranges, [*ranges[1:], None], strict=True):
+        with next_tokenised(work, run.base, run.parts, wanted, following):
+            run.place(train_chunk(work, run.base, run.parts, wanted), decision)
     if recipe.grpo:
         run.place(grpo(work, run.base, run.parts), decision)

@@ -36,10 +36,14 @@ class EngineClient:
         on_event: called with every event, in this thread.
         restarts: fresh engines a job may need, because the old one died, before it fails.
         silent_seconds: without an event after which a working engine is taken for dead (a fetch from the Hub may last).
+        environment: variables of the process, over those that every engine has.
+        nice: how much its priority is below this process's.
     """
 
-    def __init__(self, log: Path, on_event: Callable[[Event], None], restarts: int = 2, silent_seconds: float = 1200):
+    def __init__(self, log: Path, on_event: Callable[[Event], None], restarts: int = 2, silent_seconds: float = 1200,
+                 environment: dict[str, str] | None = None, nice: int = 0):
         self.log, self.on_event, self.restarts, self.silent_seconds = log, on_event, restarts, silent_seconds
+        self.environment, self.nice = environment or {}, nice
         self._process: subprocess.Popen | None = None
         self._connection: socket.socket | None = None
         self._busy = False
@@ -95,12 +99,17 @@ class EngineClient:
         """Ends the engine and everything it started."""
         if self._connection:
             self._connection.close()
+        self.kill()
         if self._process:
-            with suppress(ProcessLookupError):  # its children may be there though it is not
-                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         self._process = self._connection = None
         self._busy = False
+
+    def kill(self) -> None:
+        """Kills the engine and everything it started, from whatever thread: the job at work sees it die."""
+        if process := self._process:
+            with suppress(ProcessLookupError):  # its children may be there though it is not
+                os.killpg(process.pid, signal.SIGKILL)
 
     def _run_once(self, job: Job) -> dict[str, Any]:
         if self._busy:  # whoever took its events raised, and it works on
@@ -177,7 +186,10 @@ class EngineClient:
                 with open(self.log, "ab") as log:
                     self._process = subprocess.Popen(
                         [sys.executable, "-m", "mathtune.engine", "--connect", path], stdin=subprocess.DEVNULL,
-                        stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=_environment())
+                        stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                        env={**_environment(), **self.environment})
+                if self.nice:
+                    os.setpriority(os.PRIO_PROCESS, self._process.pid, os.getpriority(os.PRIO_PROCESS, 0) + self.nice)
                 self._connection = self._accept(listener)
         finally:
             shutil.rmtree(folder)

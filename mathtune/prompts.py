@@ -11,6 +11,8 @@ from typing import Any
 from mathtune.errors import DataError, ModelError
 from mathtune.recipe import Prompt
 
+BATCH = 1_000  # texts tokenised at once: beside the ids the tokenizer answers with about 90 bytes a token
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -130,7 +132,11 @@ class PromptBuilder:
         return self._encode([text + self._ending], special=False)[0]
 
     def _encode(self, texts: list[str], special: bool) -> list[list[int]]:
-        return self.tokenizer(texts, add_special_tokens=special, return_attention_mask=False)["input_ids"]
+        ids: list[list[int]] = []
+        for start in range(0, len(texts), BATCH):
+            batch = texts[start:start + BATCH]
+            ids += self.tokenizer(batch, add_special_tokens=special, return_attention_mask=False)["input_ids"]
+        return ids
 
     def _body(self, row: dict[str, Any]) -> str:
         return self.prompt.template.format(**{field: row.get(field) for field in ("question", "answer", "solution")})

@@ -1,5 +1,6 @@
 """Where one execution of a run works: its recipe, its stores, its folder, its engine, and the file of its events."""
 
+import copy
 import json
 import os
 import time
@@ -96,6 +97,12 @@ class Workspace:
             self._events.flush()
         for listener in self.listeners:
             listener(event)
+
+    def beside(self, engine: EngineClient) -> "Workspace":
+        """The same recipe and places with another engine, for a thread beside this one. Events are left to this one."""
+        other = copy.copy(self)
+        other.engine, other.artifacts = engine, ArtifactStore(self.artifacts.folders)
+        return other
 
     def save_recipe(self) -> None:
         self.run.write("recipe.yaml", dump_recipe(self.recipe))
