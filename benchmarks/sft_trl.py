@@ -98,11 +98,12 @@ def give_varlen_attention(model) -> None:
     from torch.nn.attention.varlen import varlen_attn
     from transformers import AttentionInterface
 
-    # before it had the argument the kernel took fewer heads of keys than of queries without being asked
-    grouped = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+    grouped = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}  # not in torch 2.11
 
     def attend(module, query, key, value, attention_mask, scaling, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k,
                **_):
+        if not grouped:
+            key, value = (states.repeat_interleave(module.num_key_value_groups, dim=1) for states in (key, value))
         rows = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
         found = varlen_attn(*rows, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k, scale=scaling,
                             window_size=(-1, 0), **grouped)  # causal
