@@ -26,9 +26,10 @@ from benchmarks.shapes import SHAPES, random_model
 from mathtune.demo.problems import rows
 from mathtune.devices import make_deterministic
 from mathtune.digests import digest_file
-from mathtune.jobs import GrpoJob, Place, SftJob
+from mathtune.jobs import GrpoJob, Place, SftJob, TokeniseJob
 from mathtune.models import Base, load_base
 from mathtune.recipe import SAVE_EVERY, SAVE_MINUTES, Grpo, Hardware, Lora, Model, Prompt, Sft
+from mathtune.tokenise import tokenise_rows
 
 VERIFIER = "{question}\n{solution}\n{question}\n{solution}\n{question}\n{solution}\nAnswer: {answer}\nRight?\n"
 SOLVER = "Question: {question}\nSolution:\n"
@@ -46,9 +47,12 @@ def sft_job(folder: Path, model: Model, task: str, hardware: Hardware, **sft: An
     folder.mkdir(parents=True)
     settings = Sft(**{"learning_rate": 5e-4, "examples_per_step": 64, "max_steps": STEPS, "save_every": 5, **sft})
     data = write_rows(folder / "rows.parquet", task, settings.examples_per_step * settings.max_steps)
-    return SftJob(task=task, model=model, prompt=Prompt(template=VERIFIER if task == "verifier" else SOLVER),
-                  lora=Lora(rank=16, alpha=32, dropout=0.05), sft=settings, hardware=hardware, tracking=None, title="benchmark",
-                  cache=str(folder / "cache"), rows=data, validation=data, start_adapter=None,
+    shared = {"task": task, "model": model, "prompt": Prompt(template=VERIFIER if task == "verifier" else SOLVER),
+              "cache": str(folder / "cache")}
+    tokens = TokeniseJob(**shared, rows=data, output=str(folder / "tokens.parquet"))
+    tokenise_rows(tokens)
+    return SftJob(**shared, lora=Lora(rank=16, alpha=32, dropout=0.05), sft=settings, hardware=hardware, tracking=None,
+                  title="benchmark", tokens=tokens.output, validation_tokens=None, start_adapter=None,
                   checkpoints=Place(url=str(folder), name="checkpoints"), output=str(folder / "adapter"))
 
 

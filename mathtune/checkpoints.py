@@ -173,6 +173,8 @@ class CheckpointKeeper(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if time.monotonic() - self.last >= self.seconds:
             control.should_save = True
+        # of the last step only the adapter: what goes on from it starts a fresh optimizer, and the next chunk is waiting
+        args.save_only_model = state.global_step >= state.max_steps
         if control.should_save:
             self.began = time.monotonic()
             check_space(self.checkpoints.scratch, self.expected_bytes)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from mathtune.errors import ModelError
+from mathtune.planner import CONTEXT, GIB
 from mathtune.recipe import Hardware, Model
 
 
@@ -32,6 +33,14 @@ def choose_compute(model: Model, hardware: Hardware) -> Compute:
     if major >= 8:
         return Compute(device, torch.bfloat16, f"SM {major}.{minor} multiplies bfloat16")
     return Compute(device, torch.float16, f"SM {major}.{minor} has no bfloat16 units: float16 with loss scaling")
+
+
+def cap_memory(hardware: Hardware, compute: Compute) -> None:
+    """Keeps this process to ``hardware.memory_gib`` of the card, CUDA's own share included."""
+    if compute.device.type == "cuda":
+        total = torch.cuda.get_device_properties(compute.device).total_memory
+        wanted = hardware.memory_gib * GIB - CONTEXT if hardware.memory_gib else total
+        torch.cuda.set_per_process_memory_fraction(min(1.0, wanted / total), compute.device)
 
 
 def make_deterministic() -> None:

@@ -21,7 +21,7 @@ from typing import Any
 from mathtune.errors import EngineError, Interrupted, MathtuneError, OutOfMemory
 from mathtune.events import Emit
 from mathtune.exit_status import DEVICE_FAULT, ORPHANED, OUT_OF_MEMORY, STOPPED
-from mathtune.jobs import JOB, GrpoJob, InspectJob, Job, MeasureJob, ScoreJob, SftJob
+from mathtune.jobs import JOB, GrpoJob, InspectJob, Job, MeasureJob, ScoreJob, SftJob, TokeniseJob
 
 HOST_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 
@@ -43,6 +43,9 @@ class Engine:
             case MeasureJob():
                 from mathtune.inspect_base import measure_rows
                 return measure_rows(job)
+            case TokeniseJob():
+                from mathtune.tokenise import tokenise_rows
+                return tokenise_rows(job)
             case SftJob():
                 from mathtune.sft import train_chunk
                 return train_chunk(job, self._load(job), self.emit)
@@ -54,7 +57,7 @@ class Engine:
                 return score(job, self._load(job), self.emit)
 
     def _load(self, job: SftJob | GrpoJob | ScoreJob):
-        from mathtune.devices import make_deterministic
+        from mathtune.devices import cap_memory, make_deterministic
         from mathtune.models import load_base
 
         key = job.model.model_dump_json() + job.hardware.device
@@ -64,6 +67,7 @@ class Engine:
             self._base = self._base_key = None
             self.emit("phase", text=f"loading {job.model.base}")
             self._base, self._base_key = load_base(job.model, job.hardware, Path(job.cache)), key
+        cap_memory(job.hardware, self._base.compute)
         return self._base
 
 
@@ -130,6 +134,7 @@ def main() -> int:
     mode.add_argument("--job", type=Path, help="file with one job as JSON")
     mode.add_argument("--connect", help="path of the Unix socket to serve")
     arguments = parser.parse_args()
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # packs differ in size: else memory falls to pieces
     from mathtune.stopping import STOP
 
     STOP.listen()

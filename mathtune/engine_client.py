@@ -1,7 +1,7 @@
 """The control plane's end of the border: starts engines, sends jobs, reads events. Imports no torch.
 
 What becomes of a job when its engine fails: died or silent → a fresh one goes on from the last checkpoint, so many times;
-out of memory → a fresh one with half the micro-batch; a bad number → back to the last checkpoint once. A signal to this
+out of memory → a fresh one with half as much at a time; a bad number → back to the last checkpoint once. A signal to this
 process is passed on: the engine saves and stops first.
 """
 
@@ -75,7 +75,8 @@ class EngineClient:
                 if smaller is None:
                     self.close()
                     raise
-                job, what = smaller, f"{error.what}; a fresh engine goes on with half the micro-batch, the step stays the same"
+                what = f"{error.what}; a fresh engine goes on with half as much at a time, the step stays the same"
+                job = smaller
             except BadNumbers as error:
                 bad_numbers += 1
                 if bad_numbers > 1:

@@ -46,7 +46,7 @@ def refine(job: GrpoJob, base: Base, emit: Emit) -> dict[str, Any]:
     places = grpo.max_steps * grpo.prompts_per_step
     order = lay_out([row["row_id"] for row in prompts], places, grpo.prompts_per_step, grpo.seed)
     set_seed(grpo.seed)
-    with open_run(job, base, order, emit) as run, borrowed(base) as model:
+    with open_run(job, base, order, emit, job.micro_batch) as run, borrowed(base) as model:
         model.generation_config.eos_token_id = builder.stop_tokens()
         adapted = attach(model, lora, None)
         try:
@@ -65,7 +65,9 @@ def _train(job: GrpoJob, base: Base, adapted, start: dict[str, torch.Tensor], pr
     trainer = make_trainer(job, base, adapted, prompts, run)
     restore_masters(adapted, start)
     assert_policy_is_reference(adapted, start)
-    return run_trainer(trainer, run, BadNumberGuard(run.order, batch=None), job.grpo.save_minutes)
+    guard = BadNumberGuard(run.order)
+    guard.watch(trainer)
+    return run_trainer(trainer, run, guard, job.grpo.save_minutes)
 
 
 def make_trainer(job: GrpoJob, base: Base, adapted, prompts: Dataset, run: Run) -> GRPOTrainer:
@@ -73,6 +75,8 @@ def make_trainer(job: GrpoJob, base: Base, adapted, prompts: Dataset, run: Run) 
     grpo = job.grpo
     arguments = GRPOConfig(
         **common_arguments(job, grpo, base.compute, run),
+        per_device_train_batch_size=run.budget, gradient_accumulation_steps=job.step_size // run.budget,
+        gradient_checkpointing=job.hardware.gradient_checkpointing,
         num_generations=grpo.generations, max_completion_length=grpo.max_new_tokens, temperature=grpo.temperature,
         beta=grpo.beta, shuffle_dataset=False,
         disable_dropout=True)  # else policy and reference differ by chance alone, before any step is made

@@ -9,9 +9,10 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from mathtune.recipe import Evaluation, Grpo, Hardware, Lora, Model, Prompt, Sft, Tracking
-from mathtune.recipe_source import Section
+from mathtune.recipe_source import Count, Section
 
 Task = Literal["verifier", "solver"]
+MOST_HALVINGS = 16  # of what fits any card: nothing is left long before
 
 
 class Place(Section):
@@ -34,7 +35,7 @@ class _Job(Section):
 
 
 class _TrainingJob(_Job):
-    """What both kinds of training have. ``step_size``: examples (or completions) of one optimizer step."""
+    """What both kinds of training have."""
 
     model: Model
     prompt: Prompt
@@ -45,17 +46,6 @@ class _TrainingJob(_Job):
     cache: str
     checkpoints: Place = Field(description="where this link's checkpoints lie")
     output: str = Field(description="empty folder for the adapter")
-
-    @property
-    def micro_batch(self) -> int:
-        """Examples of one forward pass."""
-        return even_split(self.step_size, self.hardware.micro_batch)
-
-    def halved(self):
-        """With half the micro-batch and twice the accumulation."""
-        if self.micro_batch == 1:
-            return None
-        return self.model_copy(update={"hardware": self.hardware.model_copy(update={"micro_batch": self.micro_batch // 2})})
 
 
 class InspectJob(_Job):
@@ -84,20 +74,36 @@ class MeasureJob(_Job):
     sample: int = Field(description="look at the first rows only")
 
 
+class TokeniseJob(_Job):
+    """Token ids of rows, once for all trainings of them. Needs the base's tokenizer, not its weights.
+
+    Result: ``{"examples", "tokens", "label_tokens"}`` (what is left), ``{"shortened", "dropped"}`` (examples).
+    """
+
+    kind: Literal["tokenise"] = "tokenise"
+    task: Task
+    model: Model
+    prompt: Prompt
+    cache: str
+    rows: str = Field(description="Parquet of rows")
+    limit: int | None = Field(None, description="the first rows only")
+    output: str = Field(description="Parquet file to write (mathtune.tokens)")
+
+
 class SftJob(_TrainingJob):
-    """Train one chunk. Result: adapter digest, counts of examples and tokens, the training curve."""
+    """Train one chunk. Result: adapter digest, steps, seconds, the training curve."""
 
     kind: Literal["sft"] = "sft"
     task: Task
     sft: Sft
-    rows: str = Field(description="Parquet of the chunk's rows")
-    validation: str = Field(description="Parquet of the validation rows")
+    tokens: str = Field(description="Parquet of the chunk's token ids (mathtune.tokens)")
+    validation_tokens: str | None = Field(description="the same of validation rows; None: no evaluation on the way")
     start_adapter: str | None = Field(description="PEFT folder to go on from; None: a fresh adapter")
+    halvings: Count = Field(0, description="how often it ran out of memory: each time a pack holds half as many tokens")
 
-    @property
-    def step_size(self) -> int:
-        """Examples of one optimizer step."""
-        return self.sft.examples_per_step
+    def halved(self) -> "SftJob | None":
+        """With packs of half the tokens. The engine ends this where packs cannot be smaller: it knows how large they are."""
+        return self.model_copy(update={"halvings": self.halvings + 1}) if self.halvings < MOST_HALVINGS else None
 
 
 class GrpoJob(_TrainingJob):
@@ -112,6 +118,17 @@ class GrpoJob(_TrainingJob):
     def step_size(self) -> int:
         """Completions of one optimizer step."""
         return self.grpo.prompts_per_step * self.grpo.generations
+
+    @property
+    def micro_batch(self) -> int:
+        """Completions of one forward pass."""
+        return even_split(self.step_size, self.hardware.micro_batch)
+
+    def halved(self) -> "GrpoJob | None":
+        """With half the micro-batch and twice the accumulation; None where it is of one completion already."""
+        if self.micro_batch == 1:
+            return None
+        return self.model_copy(update={"hardware": self.hardware.model_copy(update={"micro_batch": self.micro_batch // 2})})
 
 
 class ScoreJob(_Job):
@@ -136,5 +153,5 @@ class ScoreJob(_Job):
         return self.model_copy(update={"evaluation": self.evaluation.model_copy(update={"batch_size": size})}) if size else None
 
 
-Job = InspectJob | MeasureJob | SftJob | GrpoJob | ScoreJob
+Job = InspectJob | MeasureJob | TokeniseJob | SftJob | GrpoJob | ScoreJob
 JOB: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="kind")])

@@ -15,16 +15,31 @@ class Journal:
 
     Args:
         path: the file; its folder exists.
+        unit: what the budget of a forward pass counts: ``pack_tokens`` or ``micro_batch``.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, unit: str):
+        self.path, self.unit = path, unit
 
-    def begin(self, micro_batch: int) -> int:
-        """An attempt begins. Returns the micro-batch to use: the smallest of all attempts, for larger ones did not fit."""
-        smallest = min([micro_batch, *(entry["micro_batch"] for entry in self._entries("micro_batch"))])
-        self._append({"micro_batch": smallest})
-        return smallest
+    def begin(self, planned: int, halvings: int = 0, smallest: int = 1) -> int | None:
+        """An attempt begins.
+
+        Args:
+            planned: what a forward pass may hold, if nothing else is known.
+            halvings: how often the job that it belongs to ran out of memory.
+            smallest: a budget below it makes nothing smaller.
+
+        Returns:
+            The budget to use: that of the attempt before, for larger ones did not fit, or half of it where memory ran out
+            since; None where it was the smallest already.
+        """
+        last = next(reversed(self._entries(self.unit)), {self.unit: planned, "halvings": 0})
+        budget, new = last[self.unit], max(0, halvings - last["halvings"])
+        if new and budget <= smallest:
+            return None
+        budget = min(planned, max(smallest, budget >> new) if new else budget)
+        self._append({self.unit: budget, "halvings": halvings})
+        return budget
 
     def note(self, step: int, loss: float) -> None:
         """A step that was done."""
@@ -36,7 +51,7 @@ class Journal:
         for entry in self._entries("step"):
             losses[entry["step"]].append(entry["loss"])
         again = [done for done in losses.values() if len(done) > 1]
-        return {"attempts": len(self._entries("micro_batch")), "steps": sum(len(done) - 1 for done in again),
+        return {"attempts": len(self._entries(self.unit)), "steps": sum(len(done) - 1 for done in again),
                 "largest_loss_difference": max((max(done) - min(done) for done in again), default=0.0)}
 
     def _append(self, entry: dict[str, Any]) -> None:

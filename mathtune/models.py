@@ -142,8 +142,6 @@ def borrowed(base: Base) -> Iterator[PreTrainedModel]:
         model.config, model.generation_config = config, generation_config
         model.requires_grad_(False)
         model.eval()
-        if base.compute.device.type == "cuda":
-            torch.cuda.empty_cache()
 
 
 def _keep_nf4_layout(model: PreTrainedModel) -> None:

@@ -34,9 +34,13 @@ class Order:
         """Indices (int64) of the examples that follow the optimizer step with this number (0: all)."""
         return self.positions[step * self.per_step:]
 
+    def examples_of(self, step: int) -> np.ndarray:
+        """Indices (int64) of the examples of one optimizer step, from 1."""
+        return self.positions[(step - 1) * self.per_step:step * self.per_step]
+
     def ids_of(self, step: int) -> list[int]:
         """Names of the examples of one optimizer step, from 1."""
-        return [self.ids[i] for i in self.positions[(step - 1) * self.per_step:step * self.per_step]]
+        return [self.ids[i] for i in self.examples_of(step)]
 
     def place(self, step: int) -> dict[str, Any]:
         """Where a checkpoint after this step stands: the examples that come next, and a digest of the whole order."""

@@ -105,10 +105,10 @@ def make_pack(tokens: Tokens, examples: list[int], prefix: int) -> Pack:
     sizes = np.array([len(row) for row in rows])
     targets = [tokens.of(i)[tokens.prompt_lengths[i]:] for i in examples]
     label_counts = np.array([len(target) for target in targets])
+    label_places = [np.arange(end - count, end) for end, count in zip(prefix + np.cumsum(sizes), label_counts, strict=True)]
     front = [tokens.of(examples[0])[:prefix]] if prefix else []
     queries = np.concatenate([[prefix], sizes]) if prefix else sizes
     keys = np.concatenate([[prefix], sizes + prefix]) if prefix else sizes
-    ends = prefix + np.cumsum(sizes)
     key_starts = np.cumsum(keys) - keys
     own = np.concatenate([np.arange(size) for size in sizes])
     own_starts = np.repeat((key_starts[1:] if prefix else key_starts) + prefix, sizes)
@@ -118,7 +118,7 @@ def make_pack(tokens: Tokens, examples: list[int], prefix: int) -> Pack:
         positions=_int64(np.concatenate([np.arange(prefix), prefix + own])),
         query_ends=_ends(queries), key_ends=_ends(keys),
         key_index=_int64(_key_index(prefix, sizes)), own_index=_int64(own_starts + own),
-        label_index=_int64(np.concatenate([np.arange(end - count, end) for end, count in zip(ends, label_counts, strict=True)])),
+        label_index=_int64(np.concatenate(label_places)),
         label_ends=_ends(label_counts), labels=_int64(np.concatenate(targets)))
 
 

@@ -177,8 +177,15 @@ class Hardware(Section):
     """How the work is laid on the machine. Nothing here changes which examples form a step."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    micro_batch: Positive = Field(8, description="examples in one forward pass; a step accumulates them")
-    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, about a third slower")
+    pack_tokens: Positive | None = Field(
+        None, description="SFT: tokens of one forward pass; default: planned from the card's memory")
+    micro_batch: Positive = Field(8, description="GRPO: completions in one forward pass; a step accumulates them")
+    recompute: Literal["none", "selective", "full"] | None = Field(
+        None, description="SFT: what the backward pass computes again, for less memory; default: planned")
+    resident: bool | None = Field(None, description="SFT: keep the weights dequantised; default: planned")
+    memory_gib: Annotated[float, Field(gt=0)] | None = Field(None, description="use so much of the card; default: all of it")
+    gradient_checkpointing: bool = Field(
+        False, description="GRPO: recompute activations: less memory, about a third slower")
     deterministic: bool = Field(False, description="GPU: the same bytes every time, slower; a CPU's always are")
     engine_restarts: Count = Field(2, description="how often a job goes on in a fresh engine after the old one died")
     hang_minutes: Minutes = Field(20.0, description="an engine silent for so long while it works is taken for dead")

@@ -15,6 +15,7 @@ from mathtune.adapters import WEIGHTS, adapter_digest
 from mathtune.checkpoints import Checkpoint, Checkpoints, best_step
 from mathtune.curves import training_curve
 from mathtune.devices import Compute
+from mathtune.errors import ModelError
 from mathtune.events import Emit
 from mathtune.folders import open_folders
 from mathtune.jobs import GrpoJob, SftJob
@@ -29,7 +30,8 @@ class Run:
 
     Attributes:
         checkpoints: of the link that is trained.
-        micro_batch: examples of one forward pass: what the job says, or less where that did not fit before.
+        budget: what one forward pass may hold (tokens of SFT, completions of GRPO): as planned, or less where that did not
+            fit before.
         resume: the newest whole one; None: from the start.
         order: the examples of every step.
         journal: of every step that is done.
@@ -37,7 +39,7 @@ class Run:
     """
 
     checkpoints: Checkpoints
-    micro_batch: int
+    budget: int
     resume: Checkpoint | None
     order: Order
     journal: Journal
@@ -59,12 +61,21 @@ class Run:
         """Steps, seconds, curve, and which steps were done twice, beside the adapter's ``tensors``."""
         curve = training_curve(log_history).model_dump(mode="json", exclude_none=True)
         return {"steps": self.order.steps, "seconds": curve["steps"][-1]["seconds"], "best_step": best_step(log_history),
-                "curve": curve, "redone": self.journal.redone(), "micro_batch": self.micro_batch, "tensors": tensors}
+                "curve": curve, "redone": self.journal.redone(), self.journal.unit: self.budget, "tensors": tensors}
 
 
 @contextmanager
-def open_run(job: SftJob | GrpoJob, base: Base, order: Order, emit: Emit) -> Iterator[Run]:
-    """Finds the newest whole checkpoint of a job, and holds its scratch folder while it trains."""
+def open_run(job: SftJob | GrpoJob, base: Base, order: Order, emit: Emit, budget: int, smallest: int = 1) -> Iterator[Run]:
+    """Finds the newest whole checkpoint of a job, and holds its scratch folder while it trains.
+
+    Args:
+        job, base, order, emit: what is trained, on what, in which order, and where events go.
+        budget: what one forward pass may hold, as planned.
+        smallest: a budget below it makes nothing smaller.
+
+    Raises:
+        ModelError: memory ran out although a forward pass held no more than ``smallest``.
+    """
     place = job.checkpoints
     folders = open_folders(place.url, Path(place.cache) if place.cache else None)
     start = adapter_digest(Path(job.start_adapter)) if job.start_adapter else ""
@@ -73,9 +84,14 @@ def open_run(job: SftJob | GrpoJob, base: Base, order: Order, emit: Emit) -> Ite
         resume = checkpoints.newest(with_best=isinstance(job, SftJob) and job.sft.keep_best)
         if resume:
             emit("resumed", step=resume.step)
-        journal = Journal(folders.local(f"{place.name}/journal.jsonl"))
-        micro_batch = journal.begin(job.micro_batch)
-        yield Run(checkpoints, micro_batch, resume, order, journal, emit)
+        packs = isinstance(job, SftJob)
+        journal = Journal(folders.local(f"{place.name}/journal.jsonl"), "pack_tokens" if packs else "micro_batch")
+        fits = journal.begin(budget, job.halvings if packs else 0, smallest)
+        if fits is None:
+            raise ModelError(f"the longest example ({smallest} tokens) does not fit the memory, alone in a pack",
+                             where="model.max_length", remedy="hardware.gradient_checkpointing=true, a shorter "
+                             "model.max_length, or a larger card")
+        yield Run(checkpoints, fits, resume, order, journal, emit)
 
 
 def fingerprint(compute: Compute) -> str:

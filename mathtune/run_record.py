@@ -190,7 +190,7 @@ class LinkRecord(Part):
         verdict: how it came into the chain (accepted, or by a person although it was rejected).
         incidents: what happened while it was trained (an engine that died, memory that ran out).
         redone: steps that were done again after interruptions, and by how much their losses differed at most.
-        micro_batch: examples of one forward pass at the end.
+        pack_tokens, micro_batch: what one forward pass held at the end: tokens of a pack (SFT), completions (GRPO).
     """
 
     number: int
@@ -209,6 +209,7 @@ class LinkRecord(Part):
     verdict: Literal["accepted", "accepted by a person"] = "accepted"
     incidents: list[str] = []
     redone: Redone = Redone()
+    pack_tokens: int | None = None
     micro_batch: int | None = None
 
 

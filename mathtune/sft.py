@@ -1,59 +1,60 @@
-"""Trains one chunk: trl's SFTTrainer on a LoRA adapter over the frozen base, loss on the completion only."""
+"""Trains one chunk: a LoRA adapter over the frozen base, on packs of examples, loss on the completion only."""
 
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-from datasets import Dataset
+import numpy as np
 from safetensors.torch import load_file
-from transformers import set_seed
-from trl import SFTConfig, SFTTrainer
+from transformers import TrainingArguments, set_seed
 
-from mathtune.adapters import WEIGHTS, adapter_digest, attach, masters, restore_masters, save_adapter
-from mathtune.errors import DataError
+from mathtune.adapters import WEIGHTS, adapter_digest, attach, save_adapter
 from mathtune.events import Emit
 from mathtune.guards import BadNumberGuard
 from mathtune.jobs import SftJob
+from mathtune.layout import Layout, StepSizes, free_bytes, shape_of
 from mathtune.models import Base, borrowed
 from mathtune.order import Order, lay_out
-from mathtune.prompts import Examples, PromptBuilder
+from mathtune.packed_model import packed
+from mathtune.packed_trainer import NoteLoss, PackedSteps, PackedTrainer, cut_step
+from mathtune.planner import Plan
 from mathtune.recipe import Sft
 from mathtune.resume import Run, open_run
+from mathtune.tokens import Tokens, read_tokens
 from mathtune.training import common_arguments, run_trainer
 
 
 def train_chunk(job: SftJob, base: Base, emit: Emit) -> dict[str, Any]:
-    """Trains the job's rows and writes the adapter to ``job.output``.
+    """Trains the job's examples and writes the adapter to ``job.output``.
 
     Returns:
-        steps, seconds, curve, redone, micro_batch, adapter_digest, and counts: examples, tokens, label_tokens, shortened,
-        dropped.
+        steps, seconds, curve, redone, pack_tokens, adapter_digest.
     """
-    examples = tokenise(job, base, job.rows)
-    if not examples.row_ids:
-        raise DataError("no example is left to train", where=job.rows, remedy="raise model.max_length")
-    emit("phase", text="tokenised", examples=len(examples.row_ids), shortened=examples.shortened)
-    order = make_order(job.sft, examples.row_ids)
+    tokens = read_tokens(Path(job.tokens))
+    order = make_order(job.sft, tokens.row_ids.tolist())
     set_seed(job.sft.seed)
-    with open_run(job, base, order, emit) as run, borrowed(base) as model:
+    shape, sizes = shape_of(base.model.config, base.compute), StepSizes.of(tokens, order)
+    layout = Layout(shape, job.lora, job.hardware, base.compute, sizes)
+    free = free_bytes(base.compute, job.hardware)
+    with open_run(job, base, order, emit, layout.plan(free).pack_tokens, sizes.longest) as run, borrowed(base) as model:
+        plan = layout.plan(free, run.budget)
+        emit("plan", text=str(plan), pack_tokens=plan.pack_tokens, recompute=plan.recompute, resident=plan.resident)
         adapted = attach(model, job.lora, Path(job.start_adapter) if job.start_adapter else None)
         try:
-            outcome = run.finished or _train(job, base, adapted, examples, run)
+            outcome = run.finished or _train(job, base, adapted, tokens, run, plan)
         finally:
             adapted.unload()
         if job.sft.keep_best:
             outcome["tensors"] = load_file(run.checkpoints.load(outcome["best_step"]).folder / WEIGHTS)
     save_adapter(outcome.pop("tensors"), job.lora, job.model.base, Path(job.output))
     base.tokenizer.save_pretrained(job.output)
-    return {**outcome, "adapter_digest": adapter_digest(Path(job.output)), **counts(examples)}
+    return {**outcome, "adapter_digest": adapter_digest(Path(job.output))}
 
 
-def _train(job: SftJob, base: Base, adapted, examples: Examples, run: Run) -> dict[str, Any]:
-    start = masters(adapted)
-    trainer = make_trainer(job, base, adapted, examples, run)
-    restore_masters(adapted, start)
-    guard = BadNumberGuard(run.order, run.micro_batch, job.sft.max_loss_jump)
-    return run_trainer(trainer, run, guard, job.sft.save_minutes)
+def _train(job: SftJob, base: Base, adapted, tokens: Tokens, run: Run, plan: Plan) -> dict[str, Any]:
+    guard = BadNumberGuard(run.order, job.sft.max_loss_jump)
+    with packed(adapted, base.compute, plan):
+        trainer = make_trainer(job, base, adapted, tokens, run, plan, guard.note)
+        return run_trainer(trainer, run, guard, job.sft.save_minutes)
 
 
 def make_order(sft: Sft, row_ids: list[int]) -> Order:
@@ -62,36 +63,18 @@ def make_order(sft: Sft, row_ids: list[int]) -> Order:
     return lay_out(row_ids, places, sft.examples_per_step, sft.seed)
 
 
-def make_trainer(job: SftJob, base: Base, adapted, examples: Examples, run: Run) -> SFTTrainer:
-    """trl's trainer over rows that are tokenised already; its own truncation and EOS handling stay out of it."""
+def make_trainer(job: SftJob, base: Base, adapted, tokens: Tokens, run: Run, plan: Plan, note_loss: NoteLoss) -> PackedTrainer:
+    """The trainer of the steps that are left, each in packs of the run's budget."""
     sft = job.sft
-    evaluates = sft.evaluate_every is not None
-    arguments = SFTConfig(
-        **common_arguments(job, sft, base.compute, run), per_device_eval_batch_size=run.micro_batch,
-        weight_decay=sft.weight_decay, eval_strategy="steps" if evaluates else "no", eval_steps=sft.evaluate_every,
-        train_sampling_strategy="sequential", max_length=None, dataset_kwargs={"skip_prepare_dataset": True})
-    validation = tokenise(job, base, job.validation, sft.evaluate_rows) if evaluates else None
-    return SFTTrainer(adapted, arguments, train_dataset=as_dataset(examples).select(run.order.after(run.step)),
-                      processing_class=base.tokenizer, eval_dataset=as_dataset(validation) if validation else None)
-
-
-def tokenise(job: SftJob, base: Base, rows_file: str, limit: int | None = None) -> Examples:
-    """Token ids of a Parquet file's rows, or of its first ``limit``."""
-    rows = pq.read_table(rows_file).slice(0, limit).to_pylist()
-    builder = PromptBuilder(job.prompt, base.tokenizer, job.model.max_length)
-    if job.task == "verifier":
-        builder.label_tokens()
-        return builder.verifier_examples(rows)
-    return builder.solver_examples(rows, job.model.overlong)
-
-
-def as_dataset(examples: Examples) -> Dataset:
-    """``input_ids`` and ``labels`` as trl's collator expects them; -100 where the prompt is."""
-    return Dataset.from_dict({"input_ids": examples.input_ids, "labels": examples.labels})
-
-
-def counts(examples: Examples) -> dict[str, int]:
-    """How much there was to learn from."""
-    tokens = sum(len(ids) for ids in examples.input_ids)
-    return {"examples": len(examples.row_ids), "tokens": tokens, "label_tokens": tokens - sum(examples.prompt_lengths),
-            "shortened": examples.shortened, "dropped": examples.dropped}
+    arguments = TrainingArguments(
+        **common_arguments(job, sft, base.compute, run, autocast=not plan.fast), per_device_train_batch_size=1,
+        gradient_checkpointing=plan.recompute == "full" and not plan.fast, weight_decay=sft.weight_decay,
+        eval_strategy="steps" if job.validation_tokens else "no", eval_steps=sft.evaluate_every,
+        ddp_find_unused_parameters=False, ddp_broadcast_buffers=False)  # every pack uses all of the adapter; the base is frozen
+    rank, ranks = arguments.process_index, arguments.world_size
+    steps = PackedSteps(tokens, run.order, run.step, run.budget, rank, ranks, pin=base.compute.device.type == "cuda")
+    validation = None
+    if job.validation_tokens:
+        rows = read_tokens(Path(job.validation_tokens))
+        validation = cut_step(rows, np.arange(len(rows)), run.budget, rank, ranks)
+    return PackedTrainer(adapted, arguments, steps, validation, note_loss)

@@ -31,17 +31,24 @@ from mathtune.resume import Run
 from mathtune.stopping import STOP, StopAtStepEnd
 
 
-def common_arguments(job: SftJob | GrpoJob, section: Sft | Grpo, compute: Compute, run: Run) -> dict[str, Any]:
-    """Trainer arguments that SFT and GRPO set alike from their recipe section; the data that is left is not skipped again."""
+def common_arguments(job: SftJob | GrpoJob, section: Sft | Grpo, compute: Compute, run: Run,
+                     autocast: bool = True) -> dict[str, Any]:
+    """Trainer arguments that SFT and GRPO set alike from their recipe section; the data that is left is not skipped again.
+
+    Args:
+        job, section: what is trained, and as which section says.
+        compute: where and in which dtype.
+        run: what it goes on from.
+        autocast: whether Trainer brings bfloat16 in; False where the model does so itself.
+    """
     return {
         "output_dir": str(run.checkpoints.scratch), "max_steps": run.order.steps, "ignore_data_skip": True,
-        "per_device_train_batch_size": run.micro_batch, "gradient_accumulation_steps": job.step_size // run.micro_batch,
         "seed": section.seed, "learning_rate": section.learning_rate,
         "lr_scheduler_type": section.schedule, "optim": section.optimizer,
         "warmup_steps": warmup(section.warmup, run.order.steps),
         "max_grad_norm": section.max_grad_norm, "save_strategy": "steps", "save_steps": section.save_every,
-        "bf16": compute.dtype == torch.bfloat16, "fp16": compute.dtype == torch.float16,
-        "use_cpu": compute.device.type == "cpu", "gradient_checkpointing": job.hardware.gradient_checkpointing,
+        "bf16": autocast and compute.dtype == torch.bfloat16, "fp16": compute.dtype == torch.float16,
+        "use_cpu": compute.device.type == "cpu",
         "dataloader_pin_memory": compute.device.type == "cuda", "logging_steps": 1, "logging_nan_inf_filter": False,
         "disable_tqdm": True, "log_level": "error", "report_to": _tracking(job.tracking, job.title), "run_name": job.title,
     }
@@ -129,7 +136,7 @@ def run_trainer(trainer: Trainer, run: Run, guard: BadNumberGuard, minutes: floa
     policy, reporter = PolicyIsTheCheckpoints(run.resume), Reporter(run.emit, run.journal)
     for callback in (policy, SeedEachStep(), reporter, StopAtStepEnd(), keeper):
         trainer.add_callback(callback)
-    guard.watch(trainer)
+    trainer.add_callback(guard)
     _train(trainer, run, keeper.expected_bytes)
     return run.outcome(trainer.state.log_history, masters(trainer.model))
 

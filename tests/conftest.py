@@ -70,7 +70,7 @@ def recipe_values(tiny_base, tmp_path):
             "model": {"base": str(tiny_base), "max_length": 192},
             "lora": {"rank": 8, "alpha": 16, "dropout": 0.1},
             "sft": {"learning_rate": 5e-3, "examples_per_step": 16, "save_every": 2},
-            "hardware": {"micro_batch": 16, "device": "cpu"},
+            "hardware": {"device": "cpu"},
             "evaluation": {"words_rows": 20, "max_new_tokens": 16, "batch_size": 60},
             "storage": {"root": str(tmp_path / "store"), "runs": str(tmp_path / "runs")},
         }

@@ -6,11 +6,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mathtune.demo.problems import rows
-from mathtune.jobs import GrpoJob, Place, ScoreJob, SftJob
+from mathtune.jobs import GrpoJob, Place, ScoreJob, SftJob, TokeniseJob
 from mathtune.recipe import Evaluation, Grpo, Hardware, Lora, Model, Prompt, Sft
+from mathtune.tokenise import tokenise_rows
 from tests.conftest import SOLVER_TEMPLATE, VERIFIER_TEMPLATE
 
-CPU = Hardware(device="cpu", micro_batch=8)
+CPU = Hardware(device="cpu", pack_tokens=512, micro_batch=8)  # two packs for a step of 16 examples
 
 
 def write_rows(path: Path, task: str, n: int, seed: int = 5) -> Path:
@@ -25,18 +26,34 @@ def place(folder: Path) -> Place:
     return Place(url=str(folder), name="checkpoints")
 
 
-def sft_job(base: Path, folder: Path, task: str = "verifier", n: int = 96, **changes) -> SftJob:
-    """An SFT job below ``folder`` on ``n`` rows; ``sft`` and the job's other fields can be changed."""
+def tokenise_job(base: Path, folder: Path, task: str = "verifier", n: int = 96, **changes) -> TokeniseJob:
+    """A job that tokenises ``n`` rows below ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    data = write_rows(folder / "rows.parquet", task, n)
     template = VERIFIER_TEMPLATE if task == "verifier" else SOLVER_TEMPLATE
-    values = {
+    return TokeniseJob(**{
         "task": task, "model": Model(base=str(base), max_length=192), "prompt": Prompt(template=template),
+        "cache": str(folder / "cache"), "rows": str(write_rows(folder / "rows.parquet", task, n)),
+        "output": str(folder / "tokens.parquet"), **changes})
+
+
+def sft_job(base: Path, folder: Path, task: str = "verifier", n: int = 96, **changes) -> SftJob:
+    """An SFT job below ``folder`` on ``n`` rows, which are tokenised; ``sft`` and the job's other fields can be changed.
+
+    Where it evaluates on the way, it does so on the first of the same rows.
+    """
+    data = tokenise_job(base, folder, task, n)
+    tokenise_rows(data)
+    job = SftJob(**{
+        "task": task, "model": data.model, "prompt": data.prompt,
         "lora": Lora(rank=8, alpha=16, dropout=0.1), "hardware": CPU, "tracking": None, "title": "test",
         "sft": Sft(learning_rate=5e-3, examples_per_step=16, save_every=2), "cache": str(folder / "cache"),
-        "rows": str(data), "validation": str(data), "start_adapter": None, "checkpoints": place(folder),
-        "output": str(folder / "adapter")}
-    return SftJob(**{**values, **changes})
+        "tokens": data.output, "validation_tokens": None, "start_adapter": None, "checkpoints": place(folder),
+        "output": str(folder / "adapter"), **changes})
+    if job.sft.evaluate_every is None:
+        return job
+    validation = {"limit": job.sft.evaluate_rows, "output": str(folder / "validation.parquet")}
+    tokenise_rows(data.model_copy(update=validation))
+    return job.model_copy(update={"validation_tokens": validation["output"]})
 
 
 def grpo_job(base: Path, folder: Path, start: Path, **changes) -> GrpoJob:

@@ -12,9 +12,11 @@ from safetensors.torch import load_file
 
 from mathtune.checkpoints import Checkpoints
 from mathtune.folders import LocalFolders
+from mathtune.journal import Journal
 from mathtune.order import lay_out
 from mathtune.resume import fingerprint
-from mathtune.sft import make_order, tokenise, train_chunk
+from mathtune.sft import make_order, train_chunk
+from mathtune.tokens import read_tokens
 from tests.folders_fixtures import damage_file
 from tests.jobs_fixtures import sft_job
 from tests.training_fixtures import Events, fresh, two_epochs
@@ -24,7 +26,7 @@ def checkpoints_of(job, folder, events, **identity):
     """The checkpoints of a finished job, copied to ``folder``."""
     shutil.copytree(Path(job.checkpoints.url) / "checkpoints", folder / "checkpoints")
     base, folders = fresh(job), LocalFolders(folder)
-    order = make_order(job.sft, tokenise(job, base, job.rows).row_ids)
+    order = make_order(job.sft, read_tokens(Path(job.tokens)).row_ids.tolist())
     identity = {"fingerprint": fingerprint(base.compute), "start": "", **identity}
     return Checkpoints(folders, "checkpoints", identity, order, events)
 
@@ -110,10 +112,10 @@ def test_a_checkpoint_is_made_when_time_is_up_though_the_steps_are_not(tiny_base
 
 
 def best_job(tiny_base, folder):
-    """A job whose learning rate ruins what the first steps taught."""
+    """A job whose learning rate rises until it has ruined, for good, what the first steps taught."""
     return sft_job(tiny_base, folder, sft=two_epochs(
-        learning_rate=5.0, keep_best=True, evaluate_every=2, save_every=2, evaluate_rows=48, schedule="constant", warmup=0.5,
-        epochs=2.5))
+        learning_rate=50.0, keep_best=True, evaluate_every=2, save_every=2, evaluate_rows=48, schedule="constant_with_warmup",
+        warmup=0.6, epochs=2.5))
 
 
 def test_the_best_step_is_kept_where_the_recipe_says_so(tiny_base, tmp_path):
@@ -150,7 +152,7 @@ def test_another_interval_counts_from_the_resume_on(tiny_base, tmp_path):
     assert [event["step"] for event in events.of("checkpoint")] == [5, 6, 7, 8, 9, 10, 11, 12]
 
 
-def test_a_micro_batch_that_did_not_fit_is_not_tried_again_in_the_same_chunk(tiny_base, tmp_path):
+def test_packs_that_did_not_fit_are_not_tried_again_in_the_same_chunk(tiny_base, tmp_path):
     job = sft_job(tiny_base, tmp_path, sft=two_epochs())
 
     def dies(event, **fields):
@@ -160,4 +162,24 @@ def test_a_micro_batch_that_did_not_fit_is_not_tried_again_in_the_same_chunk(tin
     with pytest.raises(KeyboardInterrupt):
         train_chunk(job.halved(), fresh(job), dies)
     result = train_chunk(job, fresh(job), Events())
-    assert (job.micro_batch, result["micro_batch"]) == (8, 4) and result["redone"]["attempts"] == 2
+    assert result["pack_tokens"] == 256 == job.hardware.pack_tokens // 2 and result["redone"]["attempts"] == 2
+
+
+@pytest.fixture
+def journal(tmp_path):
+    return Journal(tmp_path / "journal.jsonl", "pack_tokens")
+
+
+def test_every_attempt_keeps_the_budget_of_the_one_before(journal):
+    assert journal.begin(4096, smallest=150) == 4096
+    assert journal.begin(4096, halvings=1, smallest=150) == 2048
+    assert journal.begin(4096, halvings=1, smallest=150) == 2048  # its engine died of something else
+    assert journal.begin(4096, smallest=150) == 2048  # another run
+    assert journal.begin(4096, halvings=1, smallest=150) == 1024  # whose memory ran out, too
+    assert journal.begin(512, smallest=150) == 512 == journal.begin(4096, smallest=150)  # the recipe said less in between
+
+
+def test_memory_that_runs_out_with_the_longest_example_alone_ends_the_attempts(journal):
+    budgets = [journal.begin(4096, halvings, smallest=150) for halvings in range(7)]
+    assert budgets == [4096, 2048, 1024, 512, 256, 150, None]
+    assert journal.begin(4096, smallest=150) == 150 and journal.begin(4096, halvings=1, smallest=150) is None

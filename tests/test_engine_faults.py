@@ -10,13 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mathtune import sft as sft_module
+from mathtune import packed_model
 from mathtune.engine_client import EngineClient
-from mathtune.errors import BadNumbers, EngineError, OutOfMemory, TrainingError
+from mathtune.errors import BadNumbers, EngineError, ModelError, TrainingError
 from mathtune.jobs import even_split
 from mathtune.recipe import Lora, Sft
 from mathtune.sft import train_chunk
-from tests.jobs_fixtures import CPU, score_job, sft_job
+from tests.jobs_fixtures import CPU, grpo_job, score_job, sft_job
 from tests.training_fixtures import Events, fresh
 
 pytestmark = pytest.mark.slow
@@ -66,13 +66,13 @@ def test_an_engine_that_dies_at_every_start_is_given_up(run, events, tiny_base, 
     assert caught.value.where == str(tmp_path / "engine.log") and len(events.of("notice")) == 2
 
 
-def test_out_of_memory_halves_the_micro_batch_and_the_step_stays_the_same(run, events, tiny_base, tmp_path):
-    """Without dropout: the masks of two micro-batches are not those of one."""
-    plain = {"lora": Lora(rank=8, alpha=16), "hardware": CPU.model_copy(update={"micro_batch": 16})}
+def test_out_of_memory_halves_the_packs_and_the_step_stays_the_same(run, events, tiny_base, tmp_path):
+    """Without dropout: the masks of two packs are not those of one."""
+    plain = {"lora": Lora(rank=8, alpha=16), "hardware": CPU.model_copy(update={"pack_tokens": 1024})}
     undisturbed = sft_job(tiny_base, tmp_path / "whole", **plain)
     expected = train_chunk(undisturbed, fresh(undisturbed), Events())
     result = run(sft_job(tiny_base, tmp_path, **plain), "step", "memory", ordinal=3)
-    assert result["micro_batch"] == 8 and "half the micro-batch" in result["incidents"][0]
+    assert result["pack_tokens"] == 512 and "half as much at a time" in result["incidents"][0]
     assert [event["step"] for event in events.of("resumed")] == [2]
     losses = [[step["loss"] for step in one["curve"]["steps"]] for one in (result, expected)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4) and losses[0] != losses[1]
@@ -81,15 +81,16 @@ def test_out_of_memory_halves_the_micro_batch_and_the_step_stays_the_same(run, e
 
 
 def test_out_of_memory_with_one_example_is_the_end(run, events, tiny_base, tmp_path):
-    job = sft_job(tiny_base, tmp_path, hardware=CPU.model_copy(update={"micro_batch": 2}))
-    with pytest.raises(OutOfMemory) as caught:
+    job = sft_job(tiny_base, tmp_path, hardware=CPU.model_copy(update={"pack_tokens": 128}))
+    with pytest.raises(ModelError, match=r"the longest example \(\d+ tokens\) does not fit the memory") as caught:
         run(job, "step", "memory", once=False)
-    assert len(events.of("notice")) == 1  # 2, then 1, then nothing smaller
+    assert len(events.of("notice")) == 2  # 128, then the longest example, then nothing smaller
     assert "gradient_checkpointing" in caught.value.remedy
 
 
 def test_halved_jobs_reach_one_and_stop(tiny_base, tmp_path):
-    job = sft_job(tiny_base, tmp_path, hardware=CPU.model_copy(update={"micro_batch": 100}))
+    job = grpo_job(tiny_base, tmp_path, tmp_path, generations=8)
+    job = job.model_copy(update={"hardware": CPU.model_copy(update={"micro_batch": 100})})
     sizes = []
     while job:
         sizes.append(job.micro_batch)
@@ -104,7 +105,7 @@ def test_halved_jobs_reach_one_and_stop(tiny_base, tmp_path):
 
 
 def test_a_number_that_was_bad_once_is_gone_back_behind_and_the_bytes_are_the_same(run, events, whole, tiny_base, tmp_path):
-    result = run(sft_job(tiny_base, tmp_path), "loss", "nan", ordinal=7)  # two micro-batches a step: in step 4
+    result = run(sft_job(tiny_base, tmp_path), "loss", "nan", ordinal=7)  # two packs a step: in step 4
     assert result["adapter_digest"] == whole["adapter_digest"]
     assert "step 4: loss is nan; row_id" in result["incidents"][0]
     assert [event["step"] for event in events.of("resumed")] == [2]
@@ -117,7 +118,7 @@ def poisoned(tiny_base, tmp_path):
 
     folder = Path(shutil.copytree(tiny_base, tmp_path / "poisoned"))
     job = sft_job(folder, tmp_path / "job")
-    rows = pq.read_table(job.rows).to_pylist()
+    rows = pq.read_table(tmp_path / "job" / "rows.parquet").to_pylist()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     seen = [set(tokenizer.encode(f"{row['question']} {row['solution']} {row['answer']}")) for row in rows]
     number, token = next((n, min(own)) for n, ids in enumerate(seen)
@@ -134,7 +135,7 @@ def test_a_row_that_gives_no_number_stops_the_chunk_after_one_more_try_and_is_na
         with pytest.raises(BadNumbers, match="loss is nan; row_id") as caught:
             engine.run(job)
     named = [int(word) for word in caught.value.what.partition("row_id ")[2].split(", ")]
-    assert row_id in named and len(named) == 8  # the micro-batch
+    assert row_id in named and 6 <= len(named) <= 10  # the pack's, not the step's 16
     step = int(caught.value.where.removeprefix("step "))
     assert [event["step"] for event in events.of("step")].count(step) == 0  # not one more step
     assert len(events.of("notice")) == 1 and "tries once more" in events.of("notice")[0]["text"]
@@ -155,14 +156,14 @@ def test_a_gradient_that_is_no_number_stops_before_the_optimizer_steps(tiny_base
 @pytest.mark.parametrize("policy", [None, 4.0])
 def test_a_loss_that_jumps_does_as_the_recipe_says(tiny_base, tmp_path, policy, monkeypatch):
     calls = itertools.count(1)
-    compute_loss = sft_module.SFTTrainer.compute_loss
+    pack_loss = packed_model.pack_loss
 
-    def ten_times_at_step_22(*args, **kwargs):
-        return compute_loss(*args, **kwargs) * (10 if next(calls) == 22 else 1)
+    def ten_times_at_step_22(*args):
+        return pack_loss(*args) * (10 if next(calls) == 22 else 1)
 
-    monkeypatch.setattr(sft_module.SFTTrainer, "compute_loss", ten_times_at_step_22)
+    monkeypatch.setattr(packed_model, "pack_loss", ten_times_at_step_22)
     sft = SFT.model_copy(update={"learning_rate": 1e-5, "max_loss_jump": policy, "max_steps": 24})
-    job, events = sft_job(tiny_base, tmp_path, sft=sft, hardware=CPU.model_copy(update={"micro_batch": 16})), Events()
+    job, events = sft_job(tiny_base, tmp_path, sft=sft, hardware=CPU.model_copy(update={"pack_tokens": 4096})), Events()
     if policy is None:
         assert train_chunk(job, fresh(job), events)["steps"] == 24
         return

@@ -15,17 +15,15 @@ from hypothesis import strategies as st
 from mathtune.errors import ChainError, DataError, StoreError
 from mathtune.models import locate_base
 from mathtune.ranges import Range
-from mathtune.recipe import Sft
 from mathtune.recipe_file import parse_recipe
 from mathtune.recipe_source import Source
-from mathtune.sft import train_chunk
 from mathtune.sources import read_source
 from mathtune.stages import pinned_model, train
-from tests.faults_fixtures import FIRST, SECOND, dies_at, extend, ignore, prepared, untrained_link, write_source
+from mathtune.tokenise import tokenise_rows
+from tests.faults_fixtures import FIRST, SECOND, dies_at, extend, prepared, untrained_link, write_source
 from tests.hub_server import COMMITS, REPO, HubServer
-from tests.jobs_fixtures import sft_job
+from tests.jobs_fixtures import tokenise_job
 from tests.test_hub_source import FILES, TRAIN, read  # noqa: F401 (a fixture)
-from tests.training_fixtures import fresh
 
 
 def chains_of(recipe) -> dict[str, bytes]:
@@ -223,11 +221,11 @@ def test_a_chunk_that_is_emptied_by_the_limit_is_said_and_not_trained(make_recip
 
 
 def test_prompts_past_the_limit_are_shortened_counted_and_keep_their_labels(tiny_base, tmp_path):
-    job = sft_job(tiny_base, tmp_path, n=24, sft=Sft(examples_per_step=8, max_steps=1))
+    job = tokenise_job(tiny_base, tmp_path, n=24)
     table = pq.read_table(job.rows).to_pylist()
     pq.write_table(pa.Table.from_pylist([row | {"solution": "1 + 1 = 2 " * 200} for row in table[:10]] + table[10:]), job.rows)
-    result = train_chunk(job, fresh(job), ignore)
-    assert (result["examples"], result["shortened"], result["dropped"], result["label_tokens"]) == (24, 10, 0, 2 * 24)
+    counted = tokenise_rows(job)
+    assert (counted["examples"], counted["shortened"], counted["dropped"], counted["label_tokens"]) == (24, 10, 0, 2 * 24)
 
 
 @pytest.mark.parametrize("group_by", ["question", "none"])

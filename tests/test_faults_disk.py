@@ -255,7 +255,7 @@ def test_an_engine_whose_host_gives_no_more_memory_is_replaced_by_one_that_needs
 
     result = engine_job(limit)
     assert len(result["incidents"]) == 1 and "can't allocate memory" in result["incidents"][0]
-    assert result["micro_batch"] == 4 and result["steps"] == 6
+    assert result["pack_tokens"] == 256 and result["steps"] == 6
 
 
 @pytest.mark.slow

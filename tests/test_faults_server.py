@@ -98,7 +98,7 @@ class World:
             "validation": {"rows": 60}, "chunks": {"size": 96, "end": 192}, "prompt": {"template": VERIFIER_TEMPLATE},
             "model": {"base": str(self.base), "max_length": 192}, "lora": {"rank": 8, "alpha": 16, "dropout": 0.1},
             "sft": {"learning_rate": 1e-4, "examples_per_step": 16, "save_every": 2, "epochs": 2},
-            "hardware": {"micro_batch": 16, "device": "cpu"}, "evaluation": {"words_rows": 20, "batch_size": 2},
+            "hardware": {"device": "cpu"}, "evaluation": {"words_rows": 20, "batch_size": 2},
             "storage": {"root": str(self.folder / "store" / name), "runs": str(self.folder / "runs")}, **changes}
         (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(values))
         return values

@@ -13,13 +13,14 @@ import torch
 
 from mathtune import grpo, sft
 from mathtune.demo.problems import HELD_OUT_FAMILIES, rows
-from mathtune.jobs import GrpoJob, Place, ScoreJob, SftJob
+from mathtune.jobs import GrpoJob, Place, ScoreJob, SftJob, TokeniseJob
 from mathtune.metrics import compare, interval
 from mathtune.models import Base, load_base
 from mathtune.prompts import PromptBuilder
 from mathtune.recipe import Recipe
 from mathtune.recipe_file import load_recipe
 from mathtune.scoring import score
+from mathtune.tokenise import tokenise_rows
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800), pytest.mark.filterwarnings("ignore::FutureWarning")]
 
@@ -84,8 +85,10 @@ class Lab:
 
     def train(self, table: pa.Table, start: str | None) -> str:
         """The adapter's folder after one chunk of rows."""
-        chunk = str(write(table, self.folder / "chunk.parquet"))
-        job = SftJob(task=self.recipe.task, sft=self.recipe.sft, rows=chunk, validation=chunk, start_adapter=start,
+        recipe, chunk, tokens = self.recipe, write(table, self.folder / "chunk.parquet"), self.folder / "tokens.parquet"
+        tokenise_rows(TokeniseJob(task=recipe.task, model=recipe.model, prompt=recipe.prompt, cache=str(self.folder),
+                                  rows=str(chunk), output=str(tokens)))
+        job = SftJob(task=recipe.task, sft=recipe.sft, tokens=str(tokens), validation_tokens=None, start_adapter=start,
                      **self.training())
         sft.train_chunk(job, self.base, lambda *_, **__: None)
         return job.output

@@ -73,7 +73,7 @@ def test_a_verifier_from_source_to_report_and_again_from_what_is_there(recipe):
 
 def test_what_changes_decides_what_is_computed_again(recipe):
     pipeline(recipe, execution="first")
-    hardware = recipe.hardware.model_copy(update={"micro_batch": 8})
+    hardware = recipe.hardware.model_copy(update={"pack_tokens": 512})
     pipeline(recipe.model_copy(update={"hardware": hardware}), execution="hardware")
     assert stages(recipe, "hardware")["train-chunk[96:192)"] == "cached"
 

@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 from mathtune import grpo as grpo_module
 from mathtune.errors import TrainingError
 from mathtune.grpo import refine
-from mathtune.jobs import even_split
 from mathtune.recipe import Lora, Tracking
 from mathtune.scoring import score
 from mathtune.sft import train_chunk
@@ -23,7 +22,6 @@ def test_a_chunk_learns_and_says_what_it_did(undisturbed):
     steps = result["curve"]["steps"]
     assert result["steps"] == 12 == len(steps) == len(events.of("step"))
     assert steps[-1]["loss"] < 0.8 * steps[0]["loss"]
-    assert result["examples"] == 96 and result["label_tokens"] == 2 * 96  # the word and the end token
     assert {"step", "loss", "learning_rate", "grad_norm", "tokens", "seconds"} <= steps[0].keys()
     assert [event["step"] for event in events.of("checkpoint")] == [2, 4, 6, 8, 10, 12]
 
@@ -73,23 +71,22 @@ def test_a_chunk_goes_on_from_the_link_before(undisturbed, tiny_base, tmp_path):
 
 
 def test_the_step_is_the_recipes_whatever_the_card_holds(tiny_base, tmp_path):
-    """Solutions differ in length: a mean over micro-batches instead of over the step's label tokens would show."""
+    """Solutions differ in length: a mean over packs instead of over the step's label tokens would show."""
     results = {}
-    for held in (1, 5, 16):
+    for held in (1, 300, 4096):
         job = sft_job(tiny_base, tmp_path / str(held), task="solver", n=32, sft=two_epochs(max_steps=2),
-                      lora=Lora(rank=8, alpha=16), hardware=CPU.model_copy(update={"micro_batch": held}))
+                      lora=Lora(rank=8, alpha=16), hardware=CPU.model_copy(update={"pack_tokens": held}))
         results[held] = [step["loss"] for step in train_chunk(job, fresh(job), Events())["curve"]["steps"]]
-    assert [even_split(16, held) for held in results] == [1, 4, 16]
-    assert results[1] == pytest.approx(results[16], rel=1e-4) and results[5] == pytest.approx(results[16], rel=1e-4)
+    assert results[1] == pytest.approx(results[4096], rel=1e-4) and results[300] == pytest.approx(results[4096], rel=1e-4)
 
 
-def test_recomputed_activations_give_the_same_bytes_and_leave_no_hook(undisturbed, tiny_base, tmp_path):
+@pytest.mark.parametrize("hardware", [{"recompute": "selective", "resident": False}, {"recompute": "full"}])
+def test_what_is_computed_again_gives_the_same_bytes(undisturbed, tiny_base, tmp_path, hardware):
     _, whole, _ = undisturbed
-    hardware = CPU.model_copy(update={"gradient_checkpointing": True})
-    job = sft_job(tiny_base, tmp_path, sft=two_epochs(), hardware=hardware)
-    base = fresh(job)
-    assert train_chunk(job, base, Events())["adapter_digest"] == whole["adapter_digest"]
-    assert not base.model.get_input_embeddings()._forward_hooks
+    job = sft_job(tiny_base, tmp_path, sft=two_epochs(), hardware=CPU.model_copy(update=hardware))
+    events = Events()
+    assert train_chunk(job, fresh(job), events)["adapter_digest"] == whole["adapter_digest"]
+    assert events.of("plan")[0]["recompute"] == hardware["recompute"]
 
 
 def test_evaluating_on_the_way_changes_nothing_without_dropout(tiny_base, tmp_path):

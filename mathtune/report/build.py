@@ -88,7 +88,8 @@ def _incidents(record: RunRecord) -> list[tuple[str, str]]:
         title = f"{'Chunk' if link.kind == 'sft' else 'GRPO'} {link.number}"
         happened = list(link.incidents)
         if link.redone.attempts > 1:
-            happened.append(f"trained in {link.redone.attempts} attempts, at the end with micro-batches of {link.micro_batch}")
+            held = f"packs of {link.pack_tokens:,} tokens" if link.pack_tokens else f"micro-batches of {link.micro_batch}"
+            happened.append(f"trained in {link.redone.attempts} attempts, at the end with {held}")
         if link.redone.steps:
             happened.append(f"{link.redone.steps} steps were done again after interruptions; their losses differ by at most "
                             f"{words.number(link.redone.largest_loss_difference)}")

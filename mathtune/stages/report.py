@@ -47,7 +47,8 @@ def make_record(work: Workspace, links: list[Link], served: set[str], scores: di
             versus_parent=compare(correct[link.parent], correct[link.key]) if both else None,
             adapter=str(work.chain.adapter(link)), seconds=link.result["seconds"],
             verdict=verdicts[link.key], incidents=link.result["incidents"],
-            redone=Redone.model_validate(link.result["redone"]), micro_batch=link.result["micro_batch"]))
+            redone=Redone.model_validate(link.result["redone"]), pack_tokens=link.result.get("pack_tokens"),
+            micro_batch=link.result.get("micro_batch")))
     last = next((link.key for link in reversed(links) if link.key in correct), None)
     builtin = work.recipe.model.base.startswith("builtin:")
     return RunRecord(

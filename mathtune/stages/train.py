@@ -16,7 +16,9 @@ from mathtune.ranges import Range, check_follows, replayed_positions
 from mathtune.recipe import Lora
 from mathtune.stages import Outcome, pinned_model
 from mathtune.stages.data import pool_rows
+from mathtune.stages.tokens import tokenised
 from mathtune.store import Artifact
+from mathtune.tokens import FILE
 from mathtune.workspace import Workspace
 
 
@@ -90,13 +92,14 @@ def _train_range(work: Workspace, base: dict[str, Any], parts: Artifact, wanted:
     key, number = link_key(parent, "sft", decided_by), len(entries) + 1
 
     def train(folder: Path) -> Link:
+        tokens = tokenised(work, base, rows, "rows.parquet")
         job = SftJob(task=recipe.task, model=pinned_model(recipe, base), prompt=recipe.prompt, lora=recipe.lora, sft=recipe.sft,
                      hardware=recipe.hardware, tracking=recipe.tracking, title=f"{recipe.name} {wanted}",
-                     cache=str(work.cache), rows=str(rows.path("rows.parquet")),
-                     validation=str(parts.path("validation.parquet")),
+                     cache=str(work.cache), tokens=str(tokens.path(FILE)),
+                     validation_tokens=validation_tokens(work, base, parts),
                      start_adapter=str(work.chain.adapter(parent)) if parent else None,
                      checkpoints=checkpoint_place(work, key), output=str(folder))
-        result = work.engine.run(job)
+        result = {**tokens.facts, **work.engine.run(job)}
         return new_link(base, number, parent, "sft", key, decided_by, recipe.lora, result, wanted)
 
     return make_link(work, lease, number, f"sft{wanted}", key, train)
@@ -176,6 +179,14 @@ def range_rows(work: Workspace, parts: Artifact, wanted: Range, trained: list[Ra
     """A range's rows, followed by those of earlier ranges that it replays."""
     replayed = replayed_positions(wanted, trained, work.recipe.chunks.replay, work.recipe.sft.seed)
     return pool_rows(work, parts, np.concatenate([np.arange(wanted.start, wanted.end), replayed]))
+
+
+def validation_tokens(work: Workspace, base: dict[str, Any], parts: Artifact) -> str | None:
+    """The file of the validation rows' token ids, where the recipe evaluates on the way."""
+    sft = work.recipe.sft
+    if sft.evaluate_every is None:
+        return None
+    return str(tokenised(work, base, parts, "validation.parquet", sft.evaluate_rows).path(FILE))
 
 
 def prompt_rows(work: Workspace, parts: Artifact, trained: list[Range]) -> Artifact:

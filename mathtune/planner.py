@@ -1,0 +1,205 @@
+"""Plans how a step is laid on a card: tokens of a pack, what is computed again, and whether weights stay dequantised.
+
+The bytes of a pack are counted from the model's shapes, tensor by tensor as ``mathtune.fast.blocks`` keeps them, the time
+in tokens: what a pass costs beyond its tokens is given as so many tokens more. Nothing here needs torch or a GPU, so that
+a plan for another card is one call away. Of all ways that fit the one that costs least is taken.
+"""
+
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal
+
+from mathtune.errors import MachineError
+
+Recompute = Literal["none", "selective", "full"]
+GIB = 2**30
+CONTEXT = int(0.75 * GIB)  # CUDA's context and the libraries' workspaces, outside torch's allocator
+ROUNDED = 256  # tokens: what little else happens to be on the card does not change the packs
+USABLE = 0.94  # of what is free: the rest is what the allocator cannot give out again
+LOGITS = 2**27 * 7  # bytes at the head: half-precision and float32 logits of mathtune.fast.loss
+# Relative costs, measured on an H100 at the shapes of Llama-3.1-8B (benchmarks/results/sft_speed.md)
+FACTOR = {"none": 1.0, "selective": 1.22, "full": 1.42}
+PASS_TOKENS = 400  # what starting a pack costs
+UNPACK_TOKENS = 130  # what making all weights from NF4 costs, each time
+UNPACKS = {"none": 2, "selective": 2, "full": 3}
+PLAIN = 2.2  # what transformers' own layers keep, as a multiple of ours
+MASTER_BYTES = 16  # a trained parameter: float32 value, gradient, and Adam's two moments
+NF4_BYTES = 0.516  # a weight: 4 bits, and for 64 of them 8 bits and a share of a float32 (arXiv:2305.14314, section 3)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What decides a model's memory.
+
+    Attributes:
+        layers, hidden, inner: decoder layers, their width, and the width inside the MLP.
+        query_heads, key_heads, head_size: of the attention.
+        vocabulary: rows of the head.
+        fast: whether the fast step knows its layers.
+        varlen: whether the flash kernel for packs runs (``mathtune.attention``).
+        tied: whether head and embeddings are one.
+    """
+
+    layers: int
+    hidden: int
+    inner: int
+    query_heads: int
+    key_heads: int
+    head_size: int
+    vocabulary: int
+    fast: bool
+    varlen: bool
+    tied: bool
+
+    @property
+    def attention(self) -> int:
+        """Columns of the queries."""
+        return self.query_heads * self.head_size
+
+    @property
+    def keys(self) -> int:
+        """Columns of keys and values together."""
+        return 2 * self.key_heads * self.head_size
+
+    @property
+    def layer_parameters(self) -> int:
+        """In the projections of one layer."""
+        return self.hidden * (2 * self.attention + self.keys) + 3 * self.hidden * self.inner
+
+    @property
+    def linear_parameters(self) -> int:
+        """In the projections of all layers."""
+        return self.layers * self.layer_parameters
+
+    @property
+    def other_parameters(self) -> int:
+        """In embeddings and head."""
+        return self.vocabulary * self.hidden * (1 if self.tied else 2)
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the recipe fixes; None: to be planned."""
+
+    pack_tokens: int | None = None
+    recompute: Recompute | None = None
+    resident: bool | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a step is laid on the card.
+
+    Attributes:
+        pack_tokens: the most tokens of a pack.
+        recompute: what the backward pass computes again.
+        resident: whether dequantised weights are kept.
+        packs: of a step of ordinary size.
+        bytes: expected peak beyond the base's own weights.
+        available: bytes that were free for it.
+        fast: whether the fast step computes it.
+    """
+
+    pack_tokens: int
+    recompute: Recompute
+    resident: bool
+    packs: int
+    bytes: int
+    available: int
+    fast: bool
+
+    def __str__(self) -> str:
+        weights = "weights kept in the compute dtype" if self.resident else "weights made from NF4 in every pass"
+        again = {"none": "nothing computed twice", "selective": "MLP's inner products computed twice",
+                 "full": "layers computed twice"}[self.recompute]
+        weights = weights if self.fast else "transformers' own layers"
+        return (f"packs of up to {self.pack_tokens:,} tokens ({self.packs} a step), {again}, {weights}; "
+                f"{self.bytes / GIB:.1f} of {self.available / GIB:.1f} GiB free for it")
+
+
+def plan_step(shape: Shape, trained: int, width: int, available: int, step_tokens: int, largest_step: int, longest: int,
+              wishes: Wishes | None = None) -> Plan:
+    """The cheapest way that fits.
+
+    Args:
+        shape: of the model.
+        trained: parameters of the adapter.
+        width: bytes of an element of the compute dtype.
+        available: bytes free for all but the base's weights.
+        step_tokens: tokens of an ordinary step.
+        largest_step: tokens of the largest: no pack needs more.
+        longest: tokens of the longest example: a pack holds at least that.
+        wishes: what is fixed already.
+
+    Raises:
+        MachineError: not even the longest example fits.
+    """
+    wishes = wishes or Wishes()
+    usable, found = int(available * USABLE), []
+    for recompute, resident in product(_levels(shape, wishes), _residencies(shape, wishes)):
+        fixed, per_token = fixed_bytes(shape, trained, width, resident), token_bytes(shape, width, recompute)
+        room, most = (usable - fixed) // per_token, max(largest_step, longest)
+        if room >= min(wishes.pack_tokens or longest, most):
+            tokens = wishes.pack_tokens or min(max(room // ROUNDED * ROUNDED, longest), most)
+            packs = -(-step_tokens // tokens)
+            size = fixed + per_token * -(-step_tokens // packs)
+            found.append((_cost(step_tokens, packs, recompute, resident),
+                          Plan(tokens, recompute, resident, packs, size, available, shape.fast)))
+    if found:
+        return min(found, key=lambda pair: pair[0])[1]
+    raise MachineError(f"a pack of {wishes.pack_tokens or longest} tokens does not fit {available / GIB:.1f} GiB",
+                       where="GPU memory", remedy="a smaller hardware.pack_tokens" if wishes.pack_tokens else
+                       "a shorter model.max_length, a smaller base, or a larger card")
+
+
+def _cost(step_tokens: int, packs: int, recompute: Recompute, resident: bool) -> float:
+    """Time of a step, in tokens."""
+    unpacks = 0 if resident else UNPACKS[recompute]
+    return step_tokens * FACTOR[recompute] + packs * (PASS_TOKENS + unpacks * UNPACK_TOKENS)
+
+
+def _levels(shape: Shape, wishes: Wishes) -> list[Recompute]:
+    if wishes.recompute:
+        return [wishes.recompute if shape.fast or wishes.recompute == "none" else "full"]  # plain layers know no other
+    return ["none", "selective", "full"] if shape.fast else ["none", "full"]
+
+
+def _residencies(shape: Shape, wishes: Wishes) -> list[bool]:
+    if not shape.fast:
+        return [False]
+    return [True, False] if wishes.resident is None else [wishes.resident]
+
+
+def fixed_bytes(shape: Shape, trained: int, width: int, resident: bool) -> int:
+    """What does not depend on the pack: adapter and optimizer, dequantised weights or the room to make them, logits."""
+    weights = (shape.linear_parameters if resident else shape.layer_parameters) * width
+    return trained * MASTER_BYTES + weights + min(LOGITS, 512 * shape.vocabulary * (width + 4))
+
+
+def token_bytes(shape: Shape, width: int, recompute: Recompute) -> int:
+    """Bytes that a token of a pack takes at the peak: what layers keep, and what the backward pass of one needs beside it."""
+    # the shared prefix's keys stand before every example's own; in padded buckets every head of a query has keys of its own
+    attention = 2 * shape.attention + 1.15 * shape.keys if shape.varlen else 5.9 * shape.attention
+    kept = 2 * shape.hidden + attention + 4 * shape.query_heads / width
+    inner = 2 * shape.inner
+    passing = 4 * shape.inner + 4 * shape.hidden
+    of_layer = {"none": kept + inner, "selective": kept, "full": shape.hidden}[recompute]
+    beside = passing + {"none": 0, "selective": inner, "full": kept + inner}[recompute]
+    factor = 1 if shape.fast else PLAIN
+    of_layer = of_layer if recompute == "full" else of_layer * factor
+    return int((shape.layers * of_layer + beside * factor) * width)
+
+
+def base_bytes(shape: Shape, width: int, nf4: bool) -> int:
+    """Bytes of the base's weights."""
+    return int(shape.linear_parameters * (NF4_BYTES if nf4 else width) + shape.other_parameters * width)
+
+
+def lora_parameters(shape: Shape, rank: int, targets: tuple[str, ...]) -> int:
+    """Parameters of adapters of a rank on these projections."""
+    sides = {"q_proj": (shape.hidden, shape.attention), "k_proj": (shape.hidden, shape.keys // 2),
+             "v_proj": (shape.hidden, shape.keys // 2), "o_proj": (shape.attention, shape.hidden),
+             "gate_proj": (shape.hidden, shape.inner), "up_proj": (shape.hidden, shape.inner),
+             "down_proj": (shape.inner, shape.hidden)}
+    return shape.layers * rank * sum(sum(sides[target]) for target in targets if target in sides)
+
