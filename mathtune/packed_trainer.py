@@ -107,6 +107,8 @@ class PackedTrainer(Trainer):
     def __init__(self, model: torch.nn.Module, args: TrainingArguments, steps: PackedSteps, validation: StepPacks | None,
                  note_loss: NoteLoss):
         super().__init__(model, args, train_dataset=steps, eval_dataset=validation)
+        # Trainer frees the card's memory before it trains; the next chunk's first step would have to ask for it again
+        self.accelerator.free_memory = lambda *objects: list(objects)
         self.note_loss = note_loss
         self.tokens_seen = 0
 
