@@ -33,7 +33,7 @@ def train_chunk(job: SftJob, base: Base, emit: Emit, ranks: Ranks = ALONE) -> di
     tokens = read_tokens(Path(job.tokens))
     order = make_order(job.sft, tokens.row_ids.tolist())
     set_seed(job.sft.seed)
-    shape, sizes = shape_of(base.model.config, base.compute), StepSizes.of(tokens, order)
+    shape, sizes = shape_of(base.model.config, base.compute), StepSizes.of(tokens, order, ranks.size)
     layout = Layout(shape, job.lora, job.hardware, base.compute, sizes)
     free = free_bytes(base.compute, job.hardware)
     planned = layout.plan(free).pack_tokens
