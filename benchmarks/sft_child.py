@@ -3,6 +3,7 @@
     python -m benchmarks.sft_child prepare|train TASK.json RESULT.json
 """
 
+import importlib
 import json
 import sys
 import traceback
@@ -15,8 +16,7 @@ import torch
 from benchmarks.machine import describe_gpu
 from benchmarks.sft_clock import Clock, product_rate
 from benchmarks.sft_data import steps_of, write_examples
-from benchmarks.sft_systems import Task
-from benchmarks.sft_trainers import TRAINERS, NotHere
+from benchmarks.sft_systems import NotHere, Task
 from benchmarks.shapes import linear_parameters, random_model, read_config
 from mathtune.demo.base import build_base
 from mathtune.tokens import read_tokens
@@ -46,7 +46,7 @@ def train(values: dict[str, Any]) -> dict[str, Any]:
     task = Task(**values)
     clock = Clock(task.steps)
     try:
-        notes = TRAINERS[task.kind](task, clock)
+        notes = importlib.import_module(f"benchmarks.sft_{task.kind}").train(task, clock)
     except torch.OutOfMemoryError as error:
         traceback.print_exc()
         return {"status": "out of memory", "message": str(error).splitlines()[0]}

@@ -80,12 +80,13 @@ def compact(results: dict[str, Any]) -> str:
         if system["status"] != "ok":
             lines.append(f"{system['system']:<24}{system['status']}: {system['message'][:90]}")
             continue
-        rate = system["tokens_per_second"]
+        rate, ratio = system["tokens_per_second"], f"{system['ratio']:.2f}" if "ratio" in system else "-"
         lines.append(
             f"{system['system']:<24}{rate['median']:>10,.0f}{rate['lowest']:>9,.0f}{rate['highest']:>9,.0f}"
-            f"{system['examples_per_second']['median']:>8.1f}{system.get('ratio', float('nan')):>7.2f}"
+            f"{system['examples_per_second']['median']:>8.1f}{ratio:>7}"
             f"{system['fraction_of_floor']:>7.1%}{system['peak_gib']:>7.1f}{system['first_step_seconds']:>9.1f}"
             f"{system['first_loss']:>8.3f}")
+    lines += [""] + [line for system in results["systems"] if (line := _factors(system, results["systems"]))]
     lines.append(f"floor {results['floor']:,.0f} tokens/s at {results['rate']['flop_per_second'] / 1e12:.4g} TFLOP/s; "
                  f"{machine_line(results['machine'])}")
     return "\n".join(lines)
@@ -121,8 +122,18 @@ def draw(results: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=130, facecolor="white")
 
 
+def _factors(system: dict[str, Any], others: list[dict[str, Any]]) -> str:
+    """This project's speed as multiples of the other systems'; empty for those."""
+    if system["status"] != "ok" or not system["system"].startswith("mathtune"):
+        return ""
+    rate = system["tokens_per_second"]["median"]
+    return f"{system['system']} is " + ", ".join(
+        f"{rate / other['tokens_per_second']['median']:.2f} x {other['system']}" for other in others
+        if other["status"] == "ok" and not other["system"].startswith("mathtune"))
+
+
 def _row(system: dict[str, Any]) -> str:
-    passes = system.get("micro_batch") or "planned"
+    passes = system.get("micro_batch") or f"{system.get('pack_tokens', 'planned')} tokens"
     name = f"| {system['system']} | {system['per_step']} ({passes}) |"
     if system["status"] != "ok":
         return f"{name} {system['status']} | | | | | |"
@@ -136,6 +147,10 @@ def _row(system: dict[str, Any]) -> str:
 def _notes(system: dict[str, Any]) -> str:
     if system["status"] != "ok":
         return f". {system['status'].capitalize()}: {system['message']}"
-    liger = {True: "; with Liger", False: "; Liger is not used here"}.get(system.get("liger"), "")
+    liger = "; with Liger" if system.get("liger") else ""
+    attention = f"; {system['attention']} attention" if "attention" in system else ""
     tried = f"; {', '.join(str(size) for size in system['too_large'])} a pass did not fit" if system.get("too_large") else ""
-    return liger + tried
+    counts, tokens = system["tokens_as_the_trainer_counts"], system["tokens"]
+    odd = f"; its trainer counts {counts:,} tokens where {tokens:,} were given" if counts not in (None, tokens) else ""
+    plan = f"; {system['plan']}" if "plan" in system else ""
+    return liger + attention + tried + plan + odd

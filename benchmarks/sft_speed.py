@@ -106,7 +106,8 @@ def child(what: str, values: dict[str, Any], folder: Path, time_limit: float) ->
     task, result, log = folder / "task.json", folder / "result.json", folder / "log.txt"
     task.write_text(json.dumps(values))
     root = Path(__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *sys.path]), "TOKENIZERS_PARALLELISM": "false"}
+    environment = {"OMP_WAIT_POLICY": "PASSIVE",  # as the engine: spinning threads starve each other on a busy machine
+                   **os.environ, "PYTHONPATH": os.pathsep.join([str(root), *sys.path]), "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, "-m", "benchmarks.sft_child", what, str(task), str(result)]
     with log.open("w") as errors:
         try:

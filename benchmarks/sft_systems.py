@@ -6,6 +6,11 @@ from typing import Any
 EXAMPLES_PER_STEP = 72  # about 16,000 tokens
 PUBLISHED_STEP = 8  # 4 examples a forward pass, 2 passes a step
 PUBLISHED_OPTIMIZER = "paged_adamw_8bit"
+LEARNING_RATE = 2e-4
+
+
+class NotHere(Exception):
+    """A system cannot run on this machine; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +83,12 @@ SYSTEMS = {system.name: system for system in (
     System("seed", "trl", "trl, 4 examples x 2, gradient checkpointing", PUBLISHED_STEP, (4,),
            {"checkpointing": True, "optimizer": PUBLISHED_OPTIMIZER}),
     # Smaller batches pad less: sorted by length within a step, 18 leave 16% of padding where 36 leave 28%.
-    System("trl-tuned", "trl", "trl, no checkpointing, Liger, padded batches sorted by length within the step",
+    System("trl-tuned", "trl", "trl, no checkpointing, padded batches sorted by length within the step",
            micro_batches=FITTING[3:], settings={"sorted": True, "liger": True}),
     # On a CPU attention is torch's, with a dense mask over the row: right, and quadratic in the row's length.
-    System("trl-packed", "trl", "trl, no checkpointing, Liger, padding-free, varlen attention given to it",
+    System("trl-packed", "trl", "trl, no checkpointing, padding-free, on a GPU with varlen attention given to it",
            micro_batches=FITTING, settings={"packed": True, "liger": True}, on_cpu=(6,)),
-    System("unsloth", "unsloth", "Unsloth, no checkpointing, padded batches sorted by length within the step",
-           micro_batches=FITTING[3:], settings={"sorted": True}),
+    System("unsloth", "unsloth", "Unsloth, no checkpointing, padding-free", micro_batches=FITTING, settings={"packed": True}),
     System("mathtune", "mathtune", "this project"),
     System("mathtune-8", "mathtune", f"this project, {PUBLISHED_STEP} examples a step as published", PUBLISHED_STEP),
 )}

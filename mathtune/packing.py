@@ -80,7 +80,7 @@ def cut(lengths: np.ndarray, prefix: int, budget: int, ranks: int = 1) -> list[l
     own = np.asarray(lengths) - prefix
     room = max(1, budget - prefix)
     order = np.argsort(-own, kind="stable")
-    count = _multiple(max(1, -(-int(own.sum()) // room)), ranks)
+    count = _multiple(max(1, min(-(-int(own.sum()) // room), len(own))), ranks)
     while True:
         packs: list[list[int]] = [[] for _ in range(count)]
         sizes = np.zeros(count, dtype=np.int64)

@@ -33,7 +33,7 @@ def load_recipe(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -
     if not isinstance(values, dict):
         raise RecipeError("a recipe is a mapping of keys to values", where=str(path))
     for override in overrides:
-        _apply(values, override)
+        apply_override(values, override)
     return parse_recipe(values, where=str(path))
 
 
@@ -59,7 +59,12 @@ _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Sets ``section.key=value`` in a recipe's plain values; the value is read as YAML.
+
+    Raises:
+        RecipeError: it is not of this form, or ``section`` is no section.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise RecipeError(f"{override!r} is not key=value", where="command line", remedy="for example sft.epochs=2")

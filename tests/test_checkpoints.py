@@ -31,6 +31,27 @@ def checkpoints_of(job, folder, events, **identity):
     return Checkpoints(folders, "checkpoints", identity, order, events)
 
 
+@pytest.fixture(scope="module")
+def interrupted(tiny_base, tmp_path_factory):
+    """The undisturbed job, killed in its eleventh step: whole checkpoints of steps 8 and 10."""
+    job = sft_job(tiny_base, tmp_path_factory.mktemp("interrupted"), sft=two_epochs())
+
+    def dies(event, **fields):
+        if event == "step" and fields["step"] == 11:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_chunk(job, fresh(job), dies)
+    return job
+
+
+def test_the_last_checkpoint_of_a_chunk_is_its_adapter_and_history_alone(undisturbed, interrupted):
+    files = [{path.name for path in (Path(job.checkpoints.url) / "checkpoints" / step).iterdir()}
+             for job, step in ((interrupted, "step-00000010"), (undisturbed[0], "step-00000012"))]
+    assert files[0] - files[1] == {"optimizer.pt", "scheduler.pt", "rng_state.pth"}
+    assert {"adapter_model.safetensors", "trainer_state.json"} <= files[1]
+
+
 def test_a_checkpoint_says_what_comes_next_and_holds_no_pickle_of_arguments(undisturbed, tmp_path):
     job, _, _ = undisturbed
     checkpoints = checkpoints_of(job, tmp_path, Events())
@@ -45,20 +66,20 @@ def test_a_checkpoint_says_what_comes_next_and_holds_no_pickle_of_arguments(undi
 @pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.safetensors",
                                   "trainer_state.json", "manifest.json"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "zeroes", "remove"])
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_taken(undisturbed, tmp_path, file, damage):
-    job, _, _ = undisturbed
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_taken(interrupted, tmp_path, file, damage):
     events = Events()
-    checkpoints = checkpoints_of(job, tmp_path, events)
-    damage_file(tmp_path / "checkpoints" / "step-00000012" / file, damage)
-    assert checkpoints.newest().step == 10
-    assert file in events[0]["text"] and "set aside as damaged-step-00000012" in events[0]["text"]
-    assert not (tmp_path / "checkpoints" / "step-00000012").exists()
+    checkpoints = checkpoints_of(interrupted, tmp_path, events)
+    damage_file(tmp_path / "checkpoints" / "step-00000010" / file, damage)
+    assert checkpoints.newest().step == 8
+    assert file in events[0]["text"] and "set aside as damaged-step-00000010" in events[0]["text"]
+    assert not (tmp_path / "checkpoints" / "step-00000010").exists()
 
 
-def test_when_every_checkpoint_is_damaged_the_chunk_starts_again_from_its_parent_loudly(undisturbed, tiny_base, tmp_path):
-    finished, whole, _ = undisturbed
+def test_when_every_checkpoint_is_damaged_the_chunk_starts_again_from_its_parent_loudly(undisturbed, interrupted, tiny_base,
+                                                                                             tmp_path):
+    _, whole, _ = undisturbed
     job, events = sft_job(tiny_base, tmp_path, sft=two_epochs()), Events()
-    shutil.copytree(Path(finished.checkpoints.url) / "checkpoints", tmp_path / "checkpoints")
+    shutil.copytree(Path(interrupted.checkpoints.url) / "checkpoints", tmp_path / "checkpoints")
     for checkpoint in (tmp_path / "checkpoints").glob("step-*"):
         damage_file(checkpoint / "optimizer.pt", "flip")
     assert train_chunk(job, fresh(job), events)["adapter_digest"] == whole["adapter_digest"]
@@ -108,7 +129,8 @@ def test_a_checkpoint_is_made_when_time_is_up_though_the_steps_are_not(tiny_base
     train_chunk(job, fresh(job), events)
     saved = events.of("checkpoint")
     assert [event["step"] for event in saved] == [1, 2, 3, 4]
-    assert all(event["bytes"] > 100_000 and 0 < event["seconds"] < 60 for event in saved)
+    assert all(0 < event["seconds"] < 60 for event in saved)
+    assert all(event["bytes"] > 100_000 for event in saved[:-1]) and saved[-1]["bytes"] < saved[0]["bytes"] / 2
 
 
 def best_job(tiny_base, folder):

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mathtune import packed_model
 from mathtune.engine_client import EngineClient
 from mathtune.errors import BadNumbers, EngineError, ModelError, TrainingError
 from mathtune.jobs import even_split
+from mathtune.packed_trainer import PackedTrainer
 from mathtune.recipe import Lora, Sft
 from mathtune.sft import train_chunk
 from tests.jobs_fixtures import CPU, grpo_job, score_job, sft_job
@@ -156,12 +156,12 @@ def test_a_gradient_that_is_no_number_stops_before_the_optimizer_steps(tiny_base
 @pytest.mark.parametrize("policy", [None, 4.0])
 def test_a_loss_that_jumps_does_as_the_recipe_says(tiny_base, tmp_path, policy, monkeypatch):
     calls = itertools.count(1)
-    pack_loss = packed_model.pack_loss
+    loss = PackedTrainer._loss
 
-    def ten_times_at_step_22(*args):
-        return pack_loss(*args) * (10 if next(calls) == 22 else 1)
+    def ten_times_at_step_22(*args, **kwargs):
+        return loss(*args, **kwargs) * (10 if next(calls) == 22 else 1)
 
-    monkeypatch.setattr(packed_model, "pack_loss", ten_times_at_step_22)
+    monkeypatch.setattr(PackedTrainer, "_loss", ten_times_at_step_22)
     sft = SFT.model_copy(update={"learning_rate": 1e-5, "max_loss_jump": policy, "max_steps": 24})
     job, events = sft_job(tiny_base, tmp_path, sft=sft, hardware=CPU.model_copy(update={"pack_tokens": 4096})), Events()
     if policy is None:

@@ -92,7 +92,8 @@ class JoinedWeight:
             self.down, self.up = self._matrix[self.outputs:, :self.inputs], self._matrix[:self.outputs, self.inputs:]
         else:
             self._options = options
-            self.down, self.up = (torch.zeros(size, **options) for size in ((self.rank, self.inputs), (self.outputs, self.rank)))
+            self.down = torch.zeros(self.rank, self.inputs, **options)
+            self.up = torch.zeros(self.outputs, self.rank, **options)
 
     @property
     def adapters(self) -> list[nn.Parameter]:

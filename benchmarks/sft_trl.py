@@ -1,4 +1,4 @@
-"""One function a kind of system: trains a task's steps and tells the clock of each."""
+"""trl's SFTTrainer as benchmarks/sft_speed.py times it, and what Unsloth, which builds on it, takes from here."""
 
 import inspect
 from pathlib import Path
@@ -11,16 +11,11 @@ from transformers import PrinterCallback, TrainerCallback
 
 from benchmarks.sft_clock import Clock
 from benchmarks.sft_data import steps_of
-from benchmarks.sft_systems import Task
+from benchmarks.sft_systems import LEARNING_RATE, Task
+from mathtune.recipe import Hardware, Lora, Model
 from mathtune.tokens import Tokens, read_tokens
 
-LORA = {"rank": 16, "alpha": 32}
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-LEARNING_RATE = 2e-4
-
-
-class NotHere(Exception):
-    """A system cannot run on this machine; the message says why."""
+LORA = Lora(rank=16, alpha=32)
 
 
 class StepClock(TrainerCallback):
@@ -45,11 +40,13 @@ def in_steps(tokens: Tokens, task: Task) -> np.ndarray:
     return np.take_along_axis(steps, np.argsort(-tokens.lengths[steps], axis=1, kind="stable"), axis=1)
 
 
-def as_dataset(tokens: Tokens, order: np.ndarray) -> Dataset:
-    """``input_ids`` and ``labels`` as trl's collator expects them, -100 where the prompt is."""
-    ids = [tokens.of(i).tolist() for i in order.ravel()]
-    prompts = tokens.prompt_lengths[order.ravel()].tolist()
-    return Dataset.from_dict({"input_ids": ids, "labels": [[-100] * n + one[n:] for one, n in zip(ids, prompts, strict=True)]})
+def dataset(task: Task) -> Dataset:
+    """``input_ids`` and ``labels`` as trl's collator expects them, -100 where the prompt is, in the order of the steps."""
+    tokens = read_tokens(Path(task.tokens))
+    order = in_steps(tokens, task).ravel()
+    ids = [tokens.of(i).tolist() for i in order]
+    labels = [[-100] * n + one[n:] for one, n in zip(ids, tokens.prompt_lengths[order].tolist(), strict=True)]
+    return Dataset.from_dict({"input_ids": ids, "labels": labels})
 
 
 def liger_imports() -> bool:
@@ -59,13 +56,12 @@ def liger_imports() -> bool:
     return torch.cuda.is_available() and is_liger_kernel_available()
 
 
-def train_trl(task: Task, clock: Clock) -> dict[str, Any]:
+def train(task: Task, clock: Clock) -> dict[str, Any]:
     """trl's SFTTrainer over rows that are tokenised already. Returns what it did that the task leaves open."""
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
     from mathtune.models import load_base
-    from mathtune.recipe import Hardware, Model
 
     base = load_base(Model(base=task.base, max_length=task.max_length), Hardware(), Path(task.folder))
     packed, cuda = task.settings.get("packed", False), base.compute.device.type == "cuda"
@@ -73,23 +69,22 @@ def train_trl(task: Task, clock: Clock) -> dict[str, Any]:
     if packed and cuda:
         give_varlen_attention(base.model)
     clock.start()
-    tokens = read_tokens(Path(task.tokens))
     arguments = SFTConfig(**trainer_arguments(task), padding_free=packed, use_liger_kernel=liger,
                           gradient_checkpointing=task.settings.get("checkpointing", False),
                           bf16=base.compute.dtype == torch.bfloat16, fp16=base.compute.dtype == torch.float16, use_cpu=not cuda)
-    lora = LoraConfig(r=LORA["rank"], lora_alpha=LORA["alpha"], target_modules=TARGETS, task_type="CAUSAL_LM")
-    trainer = SFTTrainer(base.model, arguments, train_dataset=as_dataset(tokens, in_steps(tokens, task)), peft_config=lora,
+    lora = LoraConfig(r=LORA.rank, lora_alpha=LORA.alpha, target_modules=list(LORA.targets), task_type="CAUSAL_LM")
+    trainer = SFTTrainer(base.model, arguments, train_dataset=dataset(task), peft_config=lora,
                          processing_class=base.tokenizer, callbacks=[StepClock(clock)])
     trainer.remove_callback(PrinterCallback)
     if packed and cuda:
         trainer.data_collator = with_boundaries(trainer.data_collator)
     trainer.train()
     attention = base.model.config._attn_implementation
-    return {"liger": liger, "attention": attention, "adapter_dtype": _adapter_dtype(trainer.model)}
+    return {"liger": liger, "attention": attention, "adapter_dtype": adapter_dtype(trainer.model)}
 
 
 def trainer_arguments(task: Task) -> dict[str, Any]:
-    """Trainer's arguments that every system but mathtune gets alike."""
+    """Trainer's arguments that trl and Unsloth get alike."""
     return {"output_dir": task.folder, "max_steps": task.steps, "per_device_train_batch_size": task.micro_batch,
             "gradient_accumulation_steps": task.per_step // task.micro_batch, "learning_rate": LEARNING_RATE,
             "lr_scheduler_type": "constant", "optim": task.settings.get("optimizer", task.optimizer),
@@ -103,11 +98,12 @@ def give_varlen_attention(model) -> None:
     from torch.nn.attention.varlen import varlen_attn
     from transformers import AttentionInterface
 
-    # before it had the argument the kernel took fewer heads of keys than of queries without being asked
-    grouped = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+    grouped = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}  # not in torch 2.11
 
     def attend(module, query, key, value, attention_mask, scaling, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k,
                **_):
+        if not grouped:
+            key, value = (states.repeat_interleave(module.num_key_value_groups, dim=1) for states in (key, value))
         rows = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
         found = varlen_attn(*rows, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k, scale=scaling,
                             window_size=(-1, 0), **grouped)  # causal
@@ -129,16 +125,6 @@ def with_boundaries(collate):
     return collate_with_boundaries
 
 
-def _adapter_dtype(model) -> str:
+def adapter_dtype(model) -> str:
+    """Of the parameters that are trained."""
     return str(next(parameter.dtype for parameter in model.parameters() if parameter.requires_grad)).removeprefix("torch.")
-
-
-def train_unsloth(task: Task, clock: Clock) -> dict[str, Any]:
-    raise NotHere("not installed")
-
-
-def train_mathtune(task: Task, clock: Clock) -> dict[str, Any]:
-    raise NotHere("not there yet")
-
-
-TRAINERS = {"trl": train_trl, "unsloth": train_unsloth, "mathtune": train_mathtune}
