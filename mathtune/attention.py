@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
@@ -23,6 +24,7 @@ from mathtune.packing import Pack
 NAME = "mathtune_packed"  # the attention implementation that models switch to; transformers builds no mask for it
 LIKE = 0.75  # a bucket's shortest sequence has at least this share of the longest one's tokens
 REMEDY = "name another model.base"
+KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # cuDNN's plans anew for every shape
 VARLEN_HEAD = 256  # the widest head of the flash kernel
 
 
@@ -74,8 +76,9 @@ def _bucketed(query, key, value, pack: Pack, scale: float, window: int | None) -
     outputs = []
     for (sequences, length), *parts in zip(buckets.shapes, *padded, strict=True):
         mask = _window_mask(length, window, query.device) if window and window < length else None
-        output = scaled_dot_product_attention(*(part.unflatten(0, (sequences, length)).transpose(1, 2) for part in parts),
-                                              attn_mask=mask, is_causal=mask is None, scale=scale)
+        with sdpa_kernel(KERNELS):
+            output = scaled_dot_product_attention(*(part.unflatten(0, (sequences, length)).transpose(1, 2) for part in parts),
+                                                  attn_mask=mask, is_causal=mask is None, scale=scale)
         outputs.append(output.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs).index_select(0, buckets.output)
 

@@ -1,4 +1,4 @@
-"""Guards against bad numbers: they look at a step's losses and gradients before the optimizer may use them."""
+"""Guards against bad numbers: they look at a step's losses and gradients before anything that the step made is kept."""
 
 import math
 import statistics
@@ -18,12 +18,12 @@ OVERFLOWS = 20  # skipped float16 steps in a row; the scale halves at each, from
 
 
 class BadNumberGuard(TrainerCallback):
-    """Stops before an optimizer step whose loss or gradient is not finite, or whose loss jumps.
+    """Stops at a step whose loss or gradient is not finite, or whose loss jumps.
 
-    Trainer itself would step (exit status 0, loss logged as 0, every later checkpoint all NaN). Under loss scaling
-    (float16) an overflowing gradient is how the scale is found, and Trainer skips that step: only a row of them counts.
-
-    The losses of a step add up to its loss, over its forward passes and over the ranks, which all decide alike.
+    The optimizer's work is under way by then, so that the GPU need not wait for the look at its numbers; what it made of them
+    goes with the process, since a checkpoint comes after. Trainer itself would go on (exit status 0, loss logged as 0, every
+    later checkpoint all NaN). Under loss scaling (float16) an overflowing gradient is how the scale is found, and Trainer
+    skips that step: only a row of them counts.
 
     Args:
         order: names the examples of a step.
@@ -57,7 +57,7 @@ class BadNumberGuard(TrainerCallback):
         self.losses.clear()
         self.examples.clear()
 
-    def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+    def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
         step = state.global_step + 1
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         norms = torch.stack(torch._foreach_norm([p.grad for p in trained if p.grad is not None]))
