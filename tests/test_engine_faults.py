@@ -85,7 +85,7 @@ def test_out_of_memory_with_one_example_is_the_end(run, events, tiny_base, tmp_p
     with pytest.raises(ModelError, match=r"the longest example \(\d+ tokens\) does not fit the memory") as caught:
         run(job, "step", "memory", once=False)
     assert len(events.of("notice")) == 2  # 128, then the longest example, then nothing smaller
-    assert "gradient_checkpointing" in caught.value.remedy
+    assert "hardware.recompute=full" in caught.value.remedy
 
 
 def test_halved_jobs_reach_one_and_stop(tiny_base, tmp_path):
