@@ -16,14 +16,19 @@ def train(task: Task, clock: Clock) -> dict[str, Any]:
     """Trains the task's steps. Returns what the planner chose."""
     job = make_job(task)
     base = load_base(job.model, job.hardware, Path(job.cache))
+    plan: dict[str, Any] = {}
 
     def listen(event: str, **fields: Any) -> None:
         if event == "step":
             clock.step()
             clock.note(fields["loss"], fields["tokens"])
+        elif event == "plan":
+            plan.update(fields)
+            print(f"    {fields['text']}", flush=True)
 
     clock.start()
-    return {"pack_tokens": train_chunk(job, base, listen)["pack_tokens"]}
+    train_chunk(job, base, listen)
+    return {"pack_tokens": plan["pack_tokens"], "plan": plan["text"]}
 
 
 def make_job(task: Task) -> SftJob:

@@ -152,4 +152,5 @@ def _notes(system: dict[str, Any]) -> str:
     tried = f"; {', '.join(str(size) for size in system['too_large'])} a pass did not fit" if system.get("too_large") else ""
     counts, tokens = system["tokens_as_the_trainer_counts"], system["tokens"]
     odd = f"; its trainer counts {counts:,} tokens where {tokens:,} were given" if counts not in (None, tokens) else ""
-    return liger + attention + tried + odd
+    plan = f"; {system['plan']}" if "plan" in system else ""
+    return liger + attention + tried + plan + odd

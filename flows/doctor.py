@@ -21,7 +21,8 @@ device = "cuda" if torch.cuda.is_available() else "cpu"
 layer = layer.to(device)
 x = torch.randn(2, 64, device=device, requires_grad=True)
 layer(x).sum().backward()
-name = torch.cuda.get_device_name(0) if device == "cuda" else "no GPU, CPU"
+count = torch.cuda.device_count()
+name = (f"{count} × " if count > 1 else "") + torch.cuda.get_device_name(0) if device == "cuda" else "no GPU, CPU"
 memory = torch.cuda.mem_get_info(0) if device == "cuda" else None
 print("RESULT" + json.dumps({"device": name, "memory": memory, "gradient": bool(x.grad.isfinite().all())}))
 """

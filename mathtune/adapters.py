@@ -5,6 +5,7 @@ A's elements would then never move. ``restore_masters`` puts the float32 values 
 """
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -38,7 +39,9 @@ def attach(model, lora: Lora, start: Path | None) -> PeftModel:
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout,
                         target_modules=sorted(lora.targets), bias="none", task_type="CAUSAL_LM")
     try:
-        adapted = get_peft_model(model, config)
+        # a fresh adapter is drawn on the CPU: the same on every card; one that is replaced need not be
+        with nullcontext() if start is None else torch.device(model.device):
+            adapted = get_peft_model(model, config)
     except ValueError as error:
         raise ModelError(str(error), where="lora.targets", remedy="name modules of this model") from error
     if start is not None:

@@ -21,6 +21,7 @@ from mathtune.events import Emit
 from mathtune.files import check_space, disk_errors, make_folder, scratch_name
 from mathtune.folders import Folders
 from mathtune.order import Order
+from mathtune.ranks import ALONE, Ranks
 
 KEPT = 2
 STAGE = "checkpoint"
@@ -52,21 +53,28 @@ class Checkpoints:
         identity: what a checkpoint depends on besides the link's key; one with another identity is not gone on from.
         order: the examples of every step.
         emit: where to say what was found and set aside.
+        ranks: that train it. All write into the first one's scratch folder; finding and publishing is for the first alone.
     """
 
-    def __init__(self, folders: Folders, name: str, identity: dict[str, str], order: Order, emit: Emit):
+    def __init__(self, folders: Folders, name: str, identity: dict[str, str], order: Order, emit: Emit, ranks: Ranks = ALONE):
         self.folders, self.name, self.identity, self.order, self.emit = folders, name, identity, order, emit
+        self.ranks = ranks
         self.scratch = folders.local(f"{name}/{scratch_name('.scratch')}")
 
     def __enter__(self) -> "Checkpoints":
+        self.scratch = self.ranks.from_first(self._make_scratch)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.ranks.first:
+            shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def _make_scratch(self) -> Path:
         with disk_errors(self.scratch):
             self.folders.sweep(self.name)
             make_folder(self.scratch.parent)
             self.scratch.mkdir()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        return self.scratch
 
     def newest(self, with_best: bool = False) -> Checkpoint | None:
         """The newest whole checkpoint that belongs to this training; those before it that do not are set aside and named.
@@ -150,7 +158,7 @@ class Checkpoints:
 
 
 class CheckpointKeeper(TrainerCallback):
-    """Asks Trainer for a checkpoint when time is up, publishes it, and removes older ones.
+    """Asks Trainer for a checkpoint when time is up, on whichever rank, publishes it, and removes older ones.
 
     Args:
         checkpoints: where to publish.
@@ -159,7 +167,7 @@ class CheckpointKeeper(TrainerCallback):
     """
 
     def __init__(self, checkpoints: Checkpoints, minutes: float, parameters: int):
-        self.checkpoints, self.seconds = checkpoints, 60 * minutes
+        self.checkpoints, self.ranks, self.seconds = checkpoints, checkpoints.ranks, 60 * minutes
         self.expected_bytes = parameters * STATE_BYTES
         self.last = self.began = time.monotonic()
 
@@ -171,7 +179,7 @@ class CheckpointKeeper(TrainerCallback):
         state.compute_steps(args, state.max_steps)  # Trainer would take the intervals of the attempt before
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        if time.monotonic() - self.last >= self.seconds:
+        if self.ranks.any(time.monotonic() - self.last >= self.seconds):
             control.should_save = True
         # of the last step only the adapter: what goes on from it starts a fresh optimizer, and the next chunk is waiting
         args.save_only_model = state.global_step >= state.max_steps
@@ -180,11 +188,17 @@ class CheckpointKeeper(TrainerCallback):
             check_space(self.checkpoints.scratch, self.expected_bytes)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        written = self.checkpoints.publish(state.global_step)
-        best = best_step(state.log_history)
-        self.checkpoints.keep(best)
+        self.ranks.wait()  # each has saved its random state
+        if self.ranks.first:
+            self._publish(state)
+        self.ranks.wait()  # not in the next step's gradients, for which the others would not wait as long
         self.last = time.monotonic()
-        self.checkpoints.emit("checkpoint", step=state.global_step, bytes=written, seconds=round(self.last - self.began, 3))
+
+    def _publish(self, state: TrainerState) -> None:
+        written = self.checkpoints.publish(state.global_step)
+        self.checkpoints.keep(best_step(state.log_history))
+        seconds = round(time.monotonic() - self.began, 3)
+        self.checkpoints.emit("checkpoint", step=state.global_step, bytes=written, seconds=seconds)
 
 
 def best_step(log_history: list[dict[str, Any]]) -> int | None:

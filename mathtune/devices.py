@@ -20,11 +20,21 @@ class Compute:
 
 
 def choose_compute(model: Model, hardware: Hardware) -> Compute:
-    """Device and dtype by capability. TRL and Trainer would take bfloat16 everywhere, which a T4 (SM 7.5) lacks."""
+    """Device and dtype by capability, of each rank its own device. TRL and Trainer would take bfloat16 everywhere, which a
+    T4 (SM 7.5) lacks.
+
+    Raises:
+        ModelError: there is no such device, or more ranks than GPUs.
+    """
     if hardware.device == "cuda" and not torch.cuda.is_available():
         raise ModelError("no CUDA device is visible to torch", where="hardware.device", remedy="hardware.device=auto")
+    ranks, visible = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if hardware.device != "cpu" and 1 < ranks > visible:
+        raise ModelError(f"{ranks} GPUs are asked for, torch sees {visible}", where="hardware.gpus",
+                         remedy=f"hardware.gpus={max(1, visible)}, or more of them in CUDA_VISIBLE_DEVICES" if visible else
+                         f"hardware.gpus=1, or hardware.device=cpu for {ranks} processes without a GPU")
     use_cuda = hardware.device != "cpu" and torch.cuda.is_available()
-    device = torch.device("cuda", 0) if use_cuda else torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if use_cuda else torch.device("cpu")
     if model.dtype != "auto":
         return Compute(device, getattr(torch, model.dtype), "the recipe says so")
     if not use_cuda:

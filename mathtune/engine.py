@@ -1,10 +1,14 @@
 """The engine: a child process that keeps the base loaded, takes jobs and streams events.
 
     python -m mathtune.engine --job job.json       one job by hand, its events on standard output
-    python -m mathtune.engine --connect SOCKET     a run's long-lived engine, started by mathtune.engine_client
+    python -m mathtune.engine --connect SOCKET     a run's long-lived engine, started by mathtune.engine_process
 
 Only JSON lines cross the socket: jobs in, events out. A job's result depends on its files alone: nothing but the frozen
 base outlives a job, and each job seeds itself. When the other side of the socket goes away, so does the engine.
+
+With several GPUs ``accelerate launch --multi_gpu --num_processes N -m mathtune.engine …`` starts this once for each (a rank).
+All take every job: an SFT job they do together, any other the first does alone. Only the first speaks, except of failures:
+whichever rank has one tells of it, and that is the end of them all.
 """
 
 import argparse
@@ -14,6 +18,7 @@ import queue
 import socket
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -23,19 +28,29 @@ from mathtune.events import Emit
 from mathtune.exit_status import DEVICE_FAULT, ORPHANED, OUT_OF_MEMORY, STOPPED
 from mathtune.jobs import JOB, GrpoJob, InspectJob, Job, MeasureJob, ScoreJob, SftJob, TokeniseJob
 
+PEER_SECONDS = 5  # in which the control plane sees that another rank ended, and ends this one
 HOST_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 
 
 class Engine:
-    """Runs jobs one after the other and keeps the last base they asked for."""
+    """Runs jobs one after the other and keeps the last base they asked for.
+
+    Args:
+        emit: where events go; of a rank behind the first only failures do.
+    """
 
     def __init__(self, emit: Emit):
-        self.emit = emit
+        from mathtune.ranks import Ranks
+
+        self.ranks = Ranks.launched()
+        self.emit = emit if self.ranks.first else _only_failures(emit)
         self._base_key: str | None = None
         self._base = None
 
     def run(self, job: Job) -> dict[str, Any]:
-        """The job's result; see the job's class for what it holds."""
+        """The job's result; see the job's class for what it holds. On a rank behind the first it is empty."""
+        if not (self.ranks.first or isinstance(job, SftJob)):
+            return {}
         match job:
             case InspectJob():
                 from mathtune.inspect_base import inspect_base
@@ -47,8 +62,10 @@ class Engine:
                 from mathtune.tokenise import tokenise_rows
                 return tokenise_rows(job)
             case SftJob():
+                from mathtune.devices import choose_compute
                 from mathtune.sft import train_chunk
-                return train_chunk(job, self._load(job), self.emit)
+                self.ranks.join(choose_compute(job.model, job.hardware).device)
+                return train_chunk(job, self._load(job), self.emit, self.ranks)
             case GrpoJob():
                 from mathtune.grpo import refine
                 return refine(job, self._load(job), self.emit)
@@ -71,12 +88,25 @@ class Engine:
         return self._base
 
 
-def run_guarded(engine: Engine, line: str, emit: Emit) -> int | None:
+def _only_failures(emit: Emit) -> Emit:
+    def failures(event: str, **fields: Any) -> None:
+        if event == "failed":
+            emit(event, **fields)
+
+    return failures
+
+
+def run_guarded(engine: Engine, line: str) -> int | None:
     """Runs one job line and emits its result or failure. Returns an exit status where the engine must end."""
     import torch
 
+    from mathtune.ranks import ToldByFirst
+
+    emit = engine.emit
     try:
         emit("result", result=engine.run(JOB.validate_json(line)))
+    except ToldByFirst:
+        return None
     except MathtuneError as error:
         emit("failed", error=error.to_dict())
         return STOPPED if isinstance(error, Interrupted) else None
@@ -95,6 +125,8 @@ def run_guarded(engine: Engine, line: str, emit: Emit) -> int | None:
             what = f"the host's memory is exhausted: {str(error) or 'MemoryError'}".splitlines()[0]
             emit("failed", error=OutOfMemory(what, where="host memory", remedy=remedy).to_dict())
             return OUT_OF_MEMORY
+        if engine.ranks.size > 1:
+            time.sleep(PEER_SECONDS)  # where another rank ended, this is only what it looks like from here
         emit("failed", error=EngineError(f"{type(error).__name__}: {error}", where="engine",
                                          remedy="the traceback is in engine.log").to_dict())
     return None
@@ -119,11 +151,11 @@ def serve(path: str) -> int:
         finally:  # also where the connection is reset: the control plane is gone, nobody would read a result
             os._exit(ORPHANED)
 
-    emit("ready", pid=os.getpid())
-    threading.Thread(target=listen, daemon=True).start()
     engine = Engine(emit)
+    emit("ready", pid=os.getpid(), rank=engine.ranks.rank)
+    threading.Thread(target=listen, daemon=True).start()
     while True:
-        status = run_guarded(engine, jobs.get(), emit)
+        status = run_guarded(engine, jobs.get())
         if status is not None:
             return status
 
@@ -146,7 +178,7 @@ def main() -> int:
         failed.append(event == "failed")
         print(json.dumps({"event": event, **fields}), flush=True)
 
-    status = run_guarded(Engine(emit), arguments.job.read_text(), emit)
+    status = run_guarded(Engine(emit), arguments.job.read_text())
     return status or int(any(failed))
 
 

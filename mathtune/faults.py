@@ -5,8 +5,9 @@
 ``at`` names a fault point, ``ordinal`` (default 1) which passing of it in one process, ``do`` is kill, stop (SIGSTOP),
 term (SIGTERM), hang, segfault, memory (the accelerator's), disk (no space) or nan (the tensor that the place offers).
 ``once`` is a file that is created when the fault fires; while it is there, none does, so that a restarted process gets
-past. A list asks for several. Publishing a folder passes ``STAGE:built``, ``STAGE:synced``, ``STAGE:sealed`` and
-``STAGE:published``, with the stage in its manifest; a training passes ``loss`` and ``step``.
+past. ``rank``, where several train together, is the one to strike. A list asks for several. Publishing a folder passes
+``STAGE:built``, ``STAGE:synced``, ``STAGE:sealed`` and ``STAGE:published``, with the stage in its manifest; a training passes
+``loss`` and ``step``.
 """
 
 import errno
@@ -29,7 +30,8 @@ def fault_point(name: str, tensor: Any = None) -> None:
     asked = json.loads(os.environ[VARIABLE])
     _passed[name] += 1
     for fault in asked if isinstance(asked, list) else [asked]:
-        if fault["at"] == name and _passed[name] == fault.get("ordinal", 1) and _fires(fault.get("once")):
+        here = fault.get("rank") in (None, int(os.environ.get("RANK", 0)))
+        if here and fault["at"] == name and _passed[name] == fault.get("ordinal", 1) and _fires(fault.get("once")):
             if fault["do"] == "nan":
                 tensor.fill_(math.nan)
             else:

@@ -57,9 +57,10 @@ class BadNumberGuard(TrainerCallback):
         self.losses.clear()
         self.examples.clear()
 
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+    def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
         step = state.global_step + 1
-        norms = torch.stack(torch._foreach_norm([p.grad for p in model.parameters() if p.grad is not None]))
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        norms = torch.stack(torch._foreach_norm([p.grad for p in trained if p.grad is not None]))
         losses = torch.stack(self.losses).float()
         total = reduce(losses.sum(), "sum")  # over the ranks; the gradients are the same on all of them by now
         *losses, total, gradient = torch.cat([losses, total[None], norms.float().sum()[None]]).tolist()  # one synchronisation

@@ -29,6 +29,11 @@ def even_split(size: int, at_most: int) -> int:
 
 
 class _Job(Section):
+    @property
+    def ranks(self) -> int | None:
+        """How many processes the engine must have that does this; None: as many as it has. One, the first, does all but SFT."""
+        return None
+
     def halved(self):
         """The same job with half as much in memory at a time; None where there is nothing to halve."""
         return None
@@ -60,6 +65,11 @@ class InspectJob(_Job):
     prompt: Prompt
     hardware: Hardware
     cache: str = Field(description="folder for a built or fetched base and for digests of large files")
+
+    @property
+    def ranks(self) -> int:
+        """Those that will train: a run begins with this job, and too few GPUs show at once."""
+        return self.hardware.gpus
 
 
 class MeasureJob(_Job):
@@ -101,6 +111,11 @@ class SftJob(_TrainingJob):
     start_adapter: str | None = Field(description="PEFT folder to go on from; None: a fresh adapter")
     halvings: Count = Field(0, description="how often it ran out of memory: each time a pack holds half as many tokens")
 
+    @property
+    def ranks(self) -> int:
+        """All of them train."""
+        return self.hardware.gpus
+
     def halved(self) -> "SftJob | None":
         """With packs of half the tokens. The engine ends this where packs cannot be smaller: it knows how large they are."""
         return self.model_copy(update={"halvings": self.halvings + 1}) if self.halvings < MOST_HALVINGS else None
@@ -113,6 +128,11 @@ class GrpoJob(_TrainingJob):
     grpo: Grpo
     rows: str = Field(description="Parquet of the prompts' rows")
     start_adapter: str
+
+    @property
+    def ranks(self) -> int:
+        """One: trl's trainer would wait for the others in every step."""
+        return 1
 
     @property
     def step_size(self) -> int:

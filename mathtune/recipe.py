@@ -177,6 +177,8 @@ class Hardware(Section):
     """How the work is laid on the machine. Nothing here changes which examples form a step."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    gpus: Positive = Field(1, description="SFT: GPUs of this machine that train a chunk together, each some packs of a step; "
+                           "with device cpu so many processes")
     pack_tokens: Positive | None = Field(
         None, description="SFT: tokens of one forward pass; default: planned from the card's memory")
     micro_batch: Positive = Field(8, description="GRPO: completions in one forward pass; a step accumulates them")

@@ -1,6 +1,7 @@
 """What a training job goes on from: the newest whole checkpoint that belongs to it, and the examples after that."""
 
 import importlib.metadata
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from mathtune.jobs import GrpoJob, SftJob
 from mathtune.journal import Journal
 from mathtune.models import Base
 from mathtune.order import Order
+from mathtune.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Run:
         order: the examples of every step.
         journal: of every step that is done.
         emit: where events go.
+        ranks: that train together.
     """
 
     checkpoints: Checkpoints
@@ -44,6 +47,7 @@ class Run:
     order: Order
     journal: Journal
     emit: Emit
+    ranks: Ranks
 
     @property
     def step(self) -> int:
@@ -65,13 +69,16 @@ class Run:
 
 
 @contextmanager
-def open_run(job: SftJob | GrpoJob, base: Base, order: Order, emit: Emit, budget: int, smallest: int = 1) -> Iterator[Run]:
-    """Finds the newest whole checkpoint of a job, and holds its scratch folder while it trains.
+def open_run(job: SftJob | GrpoJob, base: Base, order: Order, emit: Emit, budget: int, smallest: int = 1,
+             ranks: Ranks = ALONE) -> Iterator[Run]:
+    """Finds the newest whole checkpoint of a job, and holds its scratch folder while it trains. The first rank looks for
+    all of them, and it alone keeps the journal.
 
     Args:
         job, base, order, emit: what is trained, on what, in which order, and where events go.
         budget: what one forward pass may hold, as planned.
         smallest: a budget below it makes nothing smaller.
+        ranks: that train together: with the least budget that one of them has.
 
     Raises:
         ModelError: memory ran out although a forward pass held no more than ``smallest``.
@@ -80,18 +87,21 @@ def open_run(job: SftJob | GrpoJob, base: Base, order: Order, emit: Emit, budget
     folders = open_folders(place.url, Path(place.cache) if place.cache else None)
     start = adapter_digest(Path(job.start_adapter)) if job.start_adapter else ""
     identity = {"fingerprint": fingerprint(base.compute), "start": start}
-    with Checkpoints(folders, place.name, identity, order, emit) as checkpoints:
-        resume = checkpoints.newest(with_best=isinstance(job, SftJob) and job.sft.keep_best)
+    with Checkpoints(folders, place.name, identity, order, emit, ranks) as checkpoints:
+        with_best = isinstance(job, SftJob) and job.sft.keep_best
+        resume = ranks.from_first(lambda: checkpoints.newest(with_best))
         if resume:
             emit("resumed", step=resume.step)
         packs = isinstance(job, SftJob)
-        journal = Journal(folders.local(f"{place.name}/journal.jsonl"), "pack_tokens" if packs else "micro_batch")
-        fits = journal.begin(budget, job.halvings if packs else 0, smallest)
+        path = folders.local(f"{place.name}/journal.jsonl") if ranks.first else Path(os.devnull)
+        journal = Journal(path, "pack_tokens" if packs else "micro_batch")
+        planned = min(ranks.gather(budget))
+        fits = ranks.from_first(lambda: journal.begin(planned, job.halvings if packs else 0, smallest))
         if fits is None:
             raise ModelError(f"the longest example ({smallest} tokens) does not fit the memory, alone in a pack",
                              where="model.max_length", remedy="hardware.recompute=full, a shorter "
                              "model.max_length, or a larger card")
-        yield Run(checkpoints, fits, resume, order, journal, emit)
+        yield Run(checkpoints, fits, resume, order, journal, emit, ranks)
 
 
 def fingerprint(compute: Compute) -> str:

@@ -17,14 +17,15 @@ from mathtune.order import Order, lay_out
 from mathtune.packed_model import packed
 from mathtune.packed_trainer import NoteLoss, PackedSteps, PackedTrainer, cut_step
 from mathtune.planner import Plan
+from mathtune.ranks import ALONE, Ranks
 from mathtune.recipe import Sft
 from mathtune.resume import Run, open_run
 from mathtune.tokens import Tokens, read_tokens
 from mathtune.training import common_arguments, run_trainer
 
 
-def train_chunk(job: SftJob, base: Base, emit: Emit) -> dict[str, Any]:
-    """Trains the job's examples and writes the adapter to ``job.output``.
+def train_chunk(job: SftJob, base: Base, emit: Emit, ranks: Ranks = ALONE) -> dict[str, Any]:
+    """Trains the job's examples, together with the other ranks, and writes the adapter to ``job.output``.
 
     Returns:
         steps, seconds, curve, redone, pack_tokens, adapter_digest.
@@ -32,10 +33,11 @@ def train_chunk(job: SftJob, base: Base, emit: Emit) -> dict[str, Any]:
     tokens = read_tokens(Path(job.tokens))
     order = make_order(job.sft, tokens.row_ids.tolist())
     set_seed(job.sft.seed)
-    shape, sizes = shape_of(base.model.config, base.compute), StepSizes.of(tokens, order)
+    shape, sizes = shape_of(base.model.config, base.compute), StepSizes.of(tokens, order, ranks.size)
     layout = Layout(shape, job.lora, job.hardware, base.compute, sizes)
     free = free_bytes(base.compute, job.hardware)
-    with open_run(job, base, order, emit, layout.plan(free).pack_tokens, sizes.longest) as run, borrowed(base) as model:
+    planned = layout.plan(free).pack_tokens
+    with open_run(job, base, order, emit, planned, sizes.longest, ranks) as run, borrowed(base) as model:
         plan = layout.plan(free, run.budget)
         emit("plan", text=str(plan), pack_tokens=plan.pack_tokens, recompute=plan.recompute, resident=plan.resident)
         adapted = attach(model, job.lora, Path(job.start_adapter) if job.start_adapter else None)
@@ -43,6 +45,8 @@ def train_chunk(job: SftJob, base: Base, emit: Emit) -> dict[str, Any]:
             outcome = run.finished or _train(job, base, adapted, tokens, run, plan)
         finally:
             adapted.unload()
+        if not ranks.first:
+            return {}
         if job.sft.keep_best:
             outcome["tensors"] = load_file(run.checkpoints.load(outcome["best_step"]).folder / WEIGHTS)
     save_adapter(outcome.pop("tensors"), job.lora, job.model.base, Path(job.output))

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from transformers import TrainerCallback
 
 from mathtune.exit_status import GIVEN_UP
+from mathtune.ranks import Ranks
 
 
 class StopRequest:
@@ -43,8 +44,11 @@ STOP = StopRequest()
 
 
 class StopAtStepEnd(TrainerCallback):
-    """Saves and stops after the step during which the process was told to stop."""
+    """Saves and stops after the step during which this process, or another rank's, was told to stop."""
+
+    def __init__(self, ranks: Ranks):
+        self.ranks = ranks
 
     def on_step_end(self, args, state, control, **kwargs):
-        if STOP.asked:
+        if self.ranks.any(STOP.asked):
             control.should_save = control.should_training_stop = True

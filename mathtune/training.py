@@ -50,7 +50,8 @@ def common_arguments(job: SftJob | GrpoJob, section: Sft | Grpo, compute: Comput
         "bf16": autocast and compute.dtype == torch.bfloat16, "fp16": compute.dtype == torch.float16,
         "use_cpu": compute.device.type == "cpu",
         "dataloader_pin_memory": compute.device.type == "cuda", "logging_steps": 1, "logging_nan_inf_filter": False,
-        "disable_tqdm": True, "log_level": "error", "report_to": _tracking(job.tracking, job.title), "run_name": job.title,
+        "disable_tqdm": True, "log_level": "error", "run_name": job.title,
+        "report_to": _tracking(job.tracking if run.ranks.first else None, job.title),
     }
 
 
@@ -88,11 +89,14 @@ class Reporter(TrainerCallback):
 
 
 class SeedEachStep(TrainerCallback):
-    """Every optimizer step starts from random states of its own, made from the recipe's seed and the step's number: what
-    it draws (dropout, GRPO's completions) does not depend on what was drawn before it, evaluation included."""
+    """Every optimizer step starts from random states of its own, made from the recipe's seed, the step's number and the rank:
+    what it draws (dropout, GRPO's completions) does not depend on what was drawn before it, evaluation included."""
+
+    def __init__(self, rank: int):
+        self.rank = rank
 
     def on_step_begin(self, args, state, control, **kwargs):
-        seed = np.random.SeedSequence([args.seed, state.global_step]).generate_state(1)[0]
+        seed = np.random.SeedSequence([args.seed, state.global_step, self.rank]).generate_state(1)[0]
         set_seed(int(seed))
 
 
@@ -134,7 +138,7 @@ def run_trainer(trainer: Trainer, run: Run, guard: BadNumberGuard, minutes: floa
     keeper = CheckpointKeeper(run.checkpoints, minutes, trainable)
     trainer.remove_callback(PrinterCallback)  # what it prints are events already
     policy, reporter = PolicyIsTheCheckpoints(run.resume), Reporter(run.emit, run.journal)
-    for callback in (policy, SeedEachStep(), reporter, StopAtStepEnd(), keeper):
+    for callback in (policy, SeedEachStep(run.ranks.rank), reporter, StopAtStepEnd(run.ranks), keeper):
         trainer.add_callback(callback)
     trainer.add_callback(guard)
     _train(trainer, run, keeper.expected_bytes)
@@ -160,8 +164,8 @@ def _train(trainer: Trainer, run: Run, checkpoint_bytes: int) -> None:
             wandb.finish()  # the next chunk is a run of its own
     state = trainer.state
     if state.global_step < state.max_steps:
-        raise Interrupted(f"stopped at step {state.global_step} of {state.max_steps}, which is saved",
-                          remedy="the same command goes on from there")
+        run.ranks.raise_first(Interrupted(f"stopped at step {state.global_step} of {state.max_steps}, which is saved",
+                                          remedy="the same command goes on from there"))
 
 
 def _tracking(tracking: Tracking | None, title: str) -> str:

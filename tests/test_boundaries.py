@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ["mathtune", "storage", "tasks", "flows", "deployments"]
 # modules of the compute plane proper: they run in the engine and may import torch at their top
 COMPUTE = {"adapters", "attention", "checkpoints", "devices", "fast", "grpo", "guards", "inspect_base", "layout", "models",
-           "packed_model", "packed_trainer", "packing", "resume", "scoring", "sft", "stopping", "tokenise", "training"}
+           "packed_model", "packed_trainer", "packing", "ranks", "resume", "scoring", "sft", "stopping", "tokenise", "training"}
 HEAVY = {"torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate"}
 
 
