@@ -26,7 +26,8 @@ def measure(gpus: int, per_step: int, prepared: dict[str, Any], folder: Path, ar
     folder.mkdir(parents=True)
     task = Task(system="mathtune", kind="mathtune", base=prepared["base"], tokens=prepared["tokens"], folder=str(folder),
                 max_length=MAX_LENGTH[arguments.shape], warmup=arguments.warmup, timed=arguments.timed, per_step=per_step,
-                micro_batch=0, optimizer=OPTIMIZER, settings={"overrides": [f"hardware.gpus={gpus}"]})
+                micro_batch=0, optimizer=OPTIMIZER,
+                settings={"overrides": [f"hardware.gpus={gpus}", f"hardware.device={'cuda' if prepared['gpu'] else 'cpu'}"]})
     steps: list[tuple[float, dict[str, Any]]] = []
 
     def listen(event: dict[str, Any]) -> None:

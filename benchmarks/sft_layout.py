@@ -136,7 +136,7 @@ HEAD = ("card", "usable GiB", "tokens of a pack", "packs a step", "computed agai
 
 def as_markdown(results: dict[str, Any]) -> str:
     lines = [f"# How a step is laid on a card: {results['shape']}, {EXAMPLES_PER_STEP} examples a step", "",
-             "Peak: what torch held, with CUDA's own share. tokens/s are of this machine's GPU under that cap, not of that card.",
+             "Peak: what torch held, with CUDA's own share. tokens/s: of this machine's GPU under that cap, not of that card.",
              f"The {T4} GB card is taken for a T4: float16, attention in padded buckets.", "",
              f"| {' | '.join(HEAD)} |", "|---" * len(HEAD) + "|"]
     for row in results["cards"]:
@@ -146,7 +146,7 @@ def as_markdown(results: dict[str, Any]) -> str:
                  "yes" if row["resident"] else "no", f"{row['expected_gib']:.1f}", *found]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     between = results["gap"]
-    lines += ["", f"Between two chunks of one run the GPU does nothing for {between['gap']:.2f} s: {between['ending']:.2f} s after "
+    lines += ["", f"Between two chunks of one run the GPU idles for {between['gap']:.2f} s: {between['ending']:.2f} s after "
               f"the last step (checkpoint, adapter), {between['beginning']:.2f} s before the first (tokens, adapter, trainer, "
               "weights).", ""]
     return "\n".join([*lines, machine_line(results["machine"])])
