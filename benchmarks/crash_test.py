@@ -36,7 +36,7 @@ CRASH_POINTS = [f"{stage}:{phase}" for stage in ("checkpoint", "link", "score", 
                 for phase in ("built", "synced", "sealed", "published")] + ["remove:renamed", "step"]
 COMMON = [
     "model.max_length=256", "lora.rank=8", "lora.dropout=0.1", f"sft.save_every={SAVE_EVERY}", "sft.examples_per_step=16",
-    "hardware.micro_batch=8", "hardware.engine_restarts=50", "evaluation.reject_p=null"]
+    "hardware.pack_tokens=512", "hardware.engine_restarts=50", "evaluation.reject_p=null"]
 VERIFIER = [
     "recipes/demo.yaml", *COMMON, "source.generator.rows=1500", "source.generator.test_rows=80", "validation.rows=80",
     "chunks.size=200", "chunks.end=600", "sft.epochs=1.5", "evaluation.words_rows=10"]

@@ -115,7 +115,7 @@ def compare(make_job, folder: Path, base: Base) -> dict[str, Any]:
 
 def small_exactness(folder: Path, base: Base, model: Model) -> dict[str, Any]:
     """SFT with dropout, and GRPO, on the demo's base in NF4."""
-    hardware = Hardware(micro_batch=32)
+    hardware = Hardware(micro_batch=32)  # GRPO alone reads it
     found = {"SFT": compare(lambda where: sft_job(where, model, "solver", hardware), folder / "sft", base)}
     start = str(folder / "sft" / "whole" / "adapter")
     found["GRPO"] = compare(lambda where: grpo_job(where, model, start, hardware), folder / "grpo", base)
@@ -124,14 +124,14 @@ def small_exactness(folder: Path, base: Base, model: Model) -> dict[str, Any]:
 
 def large_exactness(folder: Path, base: Base, model: Model) -> dict[str, Any]:
     """SFT with dropout on the large shape in NF4."""
-    hardware = Hardware(micro_batch=16)
+    hardware = Hardware()
     return {"SFT": compare(lambda where: sft_job(where, model, "verifier", hardware, max_steps=STEPS, save_every=5),
                            folder / "sft", base)}
 
 
 def trained_cost(folder: Path, base: Base, model: Model) -> dict[str, Any]:
     """Checkpoints of a real training beside its steps."""
-    events = train(sft_job(folder / "cost", model, "verifier", Hardware(micro_batch=16), max_steps=15, save_every=5), base)
+    events = train(sft_job(folder / "cost", model, "verifier", Hardware(), max_steps=15, save_every=5), base)
     saved = [event for event in events if event["event"] == "checkpoint"]
     steps = [event for event in events if event["event"] == "step"]
     between = [b["at"] - a["at"] for a, b in zip(steps, steps[1:], strict=False) if a["step"] % 5]  # without those that save

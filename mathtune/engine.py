@@ -111,7 +111,7 @@ def run_guarded(engine: Engine, line: str) -> int | None:
         emit("failed", error=error.to_dict())
         return STOPPED if isinstance(error, Interrupted) else None
     except torch.cuda.OutOfMemoryError as error:
-        remedy = "hardware.gradient_checkpointing=true, a shorter model.max_length, or a larger card"
+        remedy = "a shorter model.max_length, a larger card, or for GRPO hardware.gradient_checkpointing=true"
         what = str(error).partition(" GPU ")[0]  # torch goes on with a page about this card
         emit("failed", error=OutOfMemory(what.splitlines()[0], where="GPU memory", remedy=remedy).to_dict())
         return OUT_OF_MEMORY

@@ -99,7 +99,7 @@ def open_run(job: SftJob | GrpoJob, base: Base, order: Order, emit: Emit, budget
         fits = ranks.from_first(lambda: journal.begin(planned, job.halvings if packs else 0, smallest))
         if fits is None:
             raise ModelError(f"the longest example ({smallest} tokens) does not fit the memory, alone in a pack",
-                             where="model.max_length", remedy="hardware.gradient_checkpointing=true, a shorter "
+                             where="model.max_length", remedy="hardware.recompute=full, a shorter "
                              "model.max_length, or a larger card")
         yield Run(checkpoints, fits, resume, order, journal, emit, ranks)
 
