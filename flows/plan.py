@@ -100,8 +100,10 @@ def plan_links(recipe: Recipe, pool_rows: int, entries: list[Entry], rejected: d
 def measure(work: Workspace, base: dict[str, Any], parts: Artifact) -> dict[str, Any]:
     """Tokens of a sample of the pool."""
     recipe = work.recipe
-    return work.engine.run(MeasureJob(task=recipe.task, model=pinned_model(recipe, base), prompt=recipe.prompt,
-                                      cache=str(work.cache), rows=str(parts.path("pool.parquet")), sample=SAMPLE_ROWS))
+    return work.engine.run(MeasureJob(
+        task=recipe.task, model=pinned_model(recipe, base), prompt=recipe.prompt, lora=recipe.lora, hardware=recipe.hardware,
+        examples_per_step=recipe.sft.examples_per_step, cache=str(work.cache), rows=str(parts.path("pool.parquet")),
+        sample=SAMPLE_ROWS))
 
 
 def base_line(base: dict[str, Any]) -> str:
@@ -110,21 +112,22 @@ def base_line(base: dict[str, Any]) -> str:
 
 
 def memory_line(base: dict[str, Any], model: Model) -> str:
-    """Memory of the weights; activations depend on the batch and are not guessed."""
+    """Memory of the weights; what training takes beside them is in the plan of a step."""
     width = NF4_BYTES if model.quantization == "nf4" else DTYPE_BYTES[base["dtype"]]
     others = base["parameters"] - base["linear_parameters"]
     weights = base["linear_parameters"] * width + others * DTYPE_BYTES[base["dtype"]]
-    return f"memory    weights {weights / 2**20:,.1f} MiB ({model.quantization}); activations come on top"
+    return f"memory    weights {weights / 2**20:,.1f} MiB ({model.quantization})"
 
 
 def token_lines(recipe: Recipe, tokens: dict[str, Any] | None, entries: list[Entry], parts: Artifact | None) -> list[str]:
-    """Tokens an example, tokens of the ranges, and the time that this chain's own speed lets expect."""
+    """Tokens an example, how a step is laid on this machine, and the time that this chain's own speed lets expect."""
     if tokens is None or parts is None:
         return ["tokens    known once the data stages are done"]
     ranges = chunk_ranges(recipe.chunks, parts.facts["pool"])
     left = sum(len(wanted) for wanted in ranges if wanted not in {entry.link.range for entry in entries})
     lines = [f"tokens    {tokens['mean']:.0f} an example, 95% below {tokens['p95']:.0f}, longest {tokens['longest']} of "
-             f"{tokens['rows']} looked at; {tokens['over_limit']:.1%} over model.max_length={recipe.model.max_length}"]
+             f"{tokens['rows']} looked at; {tokens['over_limit']:.1%} over model.max_length={recipe.model.max_length}",
+             f"step      {recipe.sft.examples_per_step} examples: {tokens['plan']}"]
     trained = [entry.link for entry in entries if entry.link.kind == "sft"]
     if left and trained:
         speed = sum(link.result["examples"] for link in trained) / sum(link.result["seconds"] for link in trained)

@@ -11,10 +11,14 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mathtune.devices import choose_compute
+from mathtune.errors import MachineError
 from mathtune.jobs import InspectJob, MeasureJob
+from mathtune.layout import Layout, StepSizes, shape_of, whole_bytes
 from mathtune.models import base_digests, load_tokenizer, locate_base, without_remote_code
+from mathtune.planner import base_bytes
 from mathtune.prompts import PromptBuilder
 from mathtune.tables import count_rows, read_range
+from mathtune.tokens import Tokens
 
 
 def inspect_base(job: InspectJob) -> dict[str, Any]:
@@ -35,15 +39,28 @@ def inspect_base(job: InspectJob) -> dict[str, Any]:
             "dtype_reason": compute.reason, "versions": _versions()}
 
 
-def measure_rows(job: MeasureJob) -> dict[str, float]:
-    """Tokens of prompt and completion over the first rows of a file, before anything is shortened."""
+def measure_rows(job: MeasureJob) -> dict[str, Any]:
+    """Tokens of prompt and completion over the first rows of a file, before anything is shortened, and the plan of a step."""
     folder = locate_base(job.model, Path(job.cache))
     builder = PromptBuilder(job.prompt, load_tokenizer(folder), max_length=sys.maxsize)
     rows = read_range(Path(job.rows), 0, min(job.sample, count_rows(Path(job.rows)))).to_pylist()
     examples = builder.verifier_examples(rows) if job.task == "verifier" else builder.solver_examples(rows, "refuse")
-    lengths = np.array([len(ids) for ids in examples.input_ids])
-    return {"rows": len(rows), "mean": float(lengths.mean()), "p95": float(np.percentile(lengths, 95)),
-            "longest": int(lengths.max()), "over_limit": float((lengths > job.model.max_length).mean())}
+    tokens = Tokens.of_examples(examples)
+    return {"rows": len(rows), "mean": float(tokens.lengths.mean()), "p95": float(np.percentile(tokens.lengths, 95)),
+            "longest": int(tokens.lengths.max()), "over_limit": float((tokens.lengths > job.model.max_length).mean()),
+            "plan": _plan(job, folder, tokens)}
+
+
+def _plan(job: MeasureJob, folder: Path, tokens: Tokens) -> str:
+    """How a step of rows such as these would be laid on this machine, or why it cannot be."""
+    compute = choose_compute(job.model, job.hardware)
+    shape = shape_of(AutoConfig.from_pretrained(folder, trust_remote_code=False), compute)
+    sizes = StepSizes.expected(tokens, job.examples_per_step, job.model.max_length, job.hardware.gpus)
+    base = base_bytes(shape, compute.dtype.itemsize, job.model.quantization == "nf4")
+    try:
+        return str(Layout(shape, job.lora, job.hardware, compute, sizes).plan(whole_bytes(compute, job.hardware) - base))
+    except MachineError as error:
+        return str(error).replace("\n", " ")
 
 
 def _parameters(folder: Path) -> dict[str, int]:

@@ -73,12 +73,18 @@ class InspectJob(_Job):
 
 
 class MeasureJob(_Job):
-    """Count tokens of a sample of rows. Result: ``{"rows", "mean", "p95", "longest", "over_limit"}`` (tokens; share)."""
+    """Count tokens of a sample of rows, and plan how a step of such rows would be laid on this machine.
+
+    Result: ``{"rows", "mean", "p95", "longest", "over_limit"}`` (tokens; share) and ``{"plan"}``, for people.
+    """
 
     kind: Literal["measure"] = "measure"
     task: Task
     model: Model
     prompt: Prompt
+    lora: Lora
+    hardware: Hardware
+    examples_per_step: int
     cache: str
     rows: str = Field(description="Parquet of rows")
     sample: int = Field(description="look at the first rows only")

@@ -34,6 +34,13 @@ class StepSizes:
         steps = np.array([own[order.examples_of(step)].sum() for step in range(1, order.steps + 1)]) // ranks
         return cls(*(int(size) + tokens.shared_prefix for size in (np.median(steps), steps.max(), own.max())))
 
+    @classmethod
+    def expected(cls, sample: Tokens, per_step: int, limit: int, ranks: int) -> "StepSizes":
+        """Of steps that are not laid out yet, from a sample of their examples; ``limit``: tokens of the longest."""
+        own = np.minimum(sample.lengths, limit) - sample.shared_prefix - 1
+        ordinary = int(own.mean() * per_step) // ranks
+        return cls(*(int(size) + sample.shared_prefix for size in (ordinary, 1.1 * ordinary, own.max())))
+
 
 def shape_of(config: PretrainedConfig, compute: Compute) -> Shape:
     """What the planner needs of a model, or of its text part."""

@@ -114,7 +114,7 @@ class Plan:
                  "full": "layers computed twice"}[self.recompute]
         weights = weights if self.fast else "transformers' own layers"
         return (f"packs of up to {self.pack_tokens:,} tokens ({self.packs} a step), {again}, {weights}; "
-                f"{self.bytes / GIB:.1f} of {self.available / GIB:.1f} GiB free for it")
+                f"about {self.bytes / GIB:.2g} of the {self.available / GIB:.1f} GiB free for it")
 
 
 def plan_step(shape: Shape, trained: int, width: int, available: int, step_tokens: int, largest_step: int, longest: int,

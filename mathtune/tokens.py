@@ -34,6 +34,13 @@ class Tokens:
     offsets: np.ndarray
     prompt_lengths: np.ndarray
 
+    @classmethod
+    def of_examples(cls, examples: Examples) -> "Tokens":
+        """Of rows that have just been tokenised."""
+        lengths = np.array([len(ids) for ids in examples.input_ids], dtype=np.int64)
+        return cls(np.array(examples.row_ids, dtype=np.int64), np.concatenate(examples.input_ids).astype(np.int32),
+                   np.concatenate([[0], np.cumsum(lengths)]), np.array(examples.prompt_lengths, dtype=np.int32))
+
     def __len__(self) -> int:
         return len(self.row_ids)
 

@@ -220,6 +220,7 @@ def test_run_plan_chain(command, write_recipe, tmp_path):
     assert status == 0 and out.count("(served)") == 10  # every stage but the look at the base
     status, out, _ = command("plan", recipe)
     assert status == 0 and "to do" not in out and "tokens    " in out
+    assert "step      16 examples: packs of up to" in out
     status, out, _ = command("plan", recipe, "chunks.end=288")
     assert status == 0 and "train-chunk[192:288)" in out and "rows/s so far" in out
     status, out, _ = command("chain", "small", "--root", tmp_path / "store")

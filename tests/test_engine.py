@@ -14,7 +14,7 @@ import pytest
 from mathtune.engine_client import EngineClient
 from mathtune.errors import EngineError, ModelError, StoreError
 from mathtune.jobs import InspectJob, MeasureJob
-from mathtune.recipe import Labels, Model, Prompt
+from mathtune.recipe import Labels, Lora, Model, Prompt
 from tests.conftest import VERIFIER_TEMPLATE
 from tests.jobs_fixtures import CPU, score_job, sft_job
 
@@ -55,8 +55,9 @@ def test_one_engine_takes_many_jobs_and_keeps_the_users_mistakes_apart(engine, e
     assert caught.value.where == "prompt.labels" and caught.value.exit_status == 2
     job = score_job(tiny_base, tmp_path)
     assert engine.run(job)["rows"] == 40
-    tokens = engine.run(
-        MeasureJob(task="verifier", model=job.model, prompt=job.prompt, cache=job.cache, rows=job.rows, sample=30))
+    tokens = engine.run(MeasureJob(task="verifier", model=job.model, prompt=job.prompt, cache=job.cache, rows=job.rows,
+                                   sample=30, lora=Lora(), hardware=CPU, examples_per_step=16))
+    assert "(2 a step)" in tokens["plan"] and "nothing computed twice" in tokens["plan"]
     assert tokens["rows"] == 30 and 20 < tokens["mean"] <= tokens["p95"] <= tokens["longest"] < 192
     assert [event["event"] for event in events].count("ready") == 1
     assert sum(event.get("text", "").startswith("loading") for event in events) == 1
