@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import RESULTS, describe_gpu, describe_machine, machine_line, write_results
-from benchmarks.sft_data import EXAMPLES
 from benchmarks.sft_mathtune import make_job
-from benchmarks.sft_speed import MAX_LENGTH, OPTIMIZER, child
+from benchmarks.sft_speed import MAX_LENGTH, OPTIMIZER, prepare
 from benchmarks.sft_systems import EXAMPLES_PER_STEP, Task
 from mathtune.engine_client import EngineClient
 
@@ -63,12 +62,12 @@ def main() -> None:
     parser.add_argument("--per-step", default=str(EXAMPLES_PER_STEP), help="examples of an optimizer step, with commas between")
     parser.add_argument("--warmup", type=int, default=3, help="steps before the timed ones")
     parser.add_argument("--timed", type=int, default=8, help="timed steps")
+    parser.add_argument("--prepared", type=Path, help="folder of base and examples, made where absent, kept for the next call")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")
     arguments = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory(prefix="mathtune-ranks-") as name:
-        values = {"folder": name, "shape": arguments.shape, "layers": arguments.layers, "examples": EXAMPLES}
-        prepared = child("prepare", values, Path(name) / "prepare", 300)
+        prepared = prepare(arguments.prepared or Path(name) / "prepared", arguments.shape, arguments.layers)
         for per_step in map(int, arguments.per_step.split(",")):
             for gpus in map(int, arguments.gpus.split(",")):
                 print(f"{gpus} GPUs, {per_step} examples a step", flush=True)

@@ -24,9 +24,8 @@ import mathtune.attention
 import mathtune.fast.attention
 import mathtune.layout
 from benchmarks.machine import RESULTS, describe_gpu, describe_machine, machine_line, write_results
-from benchmarks.sft_data import EXAMPLES
 from benchmarks.sft_mathtune import make_job
-from benchmarks.sft_speed import MAX_LENGTH, OPTIMIZER, child
+from benchmarks.sft_speed import MAX_LENGTH, OPTIMIZER, prepare
 from benchmarks.sft_systems import EXAMPLES_PER_STEP, Task
 from mathtune.devices import Compute
 from mathtune.engine import Engine
@@ -106,6 +105,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=list(MAX_LENGTH), default="llama-8b")
     parser.add_argument("--layers", type=int, help="fewer layers than the shape has, for a try")
     parser.add_argument("--cards", default="16,40,80,141", help="GB of the cards, with commas between")
+    parser.add_argument("--prepared", type=Path, help="folder of base and examples, made where absent, kept for the next call")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")
     arguments = parser.parse_args()
     events: list[dict[str, Any]] = []
@@ -113,8 +113,8 @@ def main() -> None:
     here, rows = torch.cuda.get_device_properties(0).total_memory / GIB, []
     with tempfile.TemporaryDirectory(prefix="mathtune-layout-") as name:
         folder = Path(name)
-        values = {"folder": name, "shape": arguments.shape, "layers": arguments.layers, "examples": EXAMPLES}
-        prepared = {**child("prepare", values, folder / "prepare", 300), "shape": arguments.shape}
+        prepared = {**prepare(arguments.prepared or folder / "prepared", arguments.shape, arguments.layers),
+                    "shape": arguments.shape}
         between = gap(engine, events, prepared, folder / "gap")
         for card in map(int, arguments.cards.split(",")):
             as_a_t4 = ["model.dtype=float16"] if card == T4 else []

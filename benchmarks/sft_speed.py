@@ -36,11 +36,7 @@ def main() -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mathtune-speed-") as name:
         folder = Path(name)
-        say("preparing")
-        prepared = child("prepare", {"folder": name, "shape": arguments.shape, "layers": arguments.layers,
-                                     "examples": arguments.examples}, folder / "prepare", arguments.time_limit)
-        if prepared["status"] != "ok":
-            sys.exit(f"preparing: {prepared['message']}")
+        prepared = prepare(arguments.prepared or folder / "prepared", arguments.shape, arguments.layers, arguments.examples)
         floor = floor_tokens_per_second(prepared["linear_parameters"], prepared["rate"]["flop_per_second"])
         rows = []
         for system in systems:
@@ -58,6 +54,18 @@ def main() -> None:
     print(f"\n{compact(results)}", flush=True)
 
 
+def prepare(folder: Path, shape: str, layers: int | None, examples: int = EXAMPLES) -> dict[str, Any]:
+    """Base, examples and the rate of products, made in ``folder`` unless they are there."""
+    made = folder / "result.json"
+    if not made.is_file():
+        say("preparing")
+        values = {"folder": str(folder), "shape": shape, "layers": layers, "examples": examples}
+        found = child("prepare", values, folder, 300)
+        if found["status"] != "ok":
+            sys.exit(f"preparing: {found['message']}")
+    return json.loads(made.read_text())
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=[*SHAPES, "demo"], default="demo")
@@ -71,6 +79,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--optimizer", default=OPTIMIZER, help="of every system but seed")
     parser.add_argument("--reference", default="seed", help="the system of which the others' speed is a multiple")
     parser.add_argument("--time-limit", type=float, default=300, help="seconds of one system")
+    parser.add_argument("--prepared", type=Path, help="folder of base and examples, made where absent, kept for the next call")
     parser.add_argument("--name", default="sft_speed", help="of the result files")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")
     return parser.parse_args()

@@ -73,7 +73,8 @@ class Display:
         elif kind == "resumed":
             self._progress.console.print(f"   [yellow]goes on from step {event['step']}[/]")
         elif kind == "step":
-            figures = f"loss {event['loss']:.3f}" if "reward" not in event else f"reward {event['reward']:.2f}"
+            figures = f"reward {event['reward']:.2f}" if "reward" in event else (
+                f"loss {event['loss']:.3f}  {event['tokens'] / event['seconds']:,.0f} tokens/s")
             self._progress.update(self._line, description=_escape(self._title), total=event["steps"], completed=event["step"],
                                   figures=f"{figures}  {event['step']}/{event['steps']}")
         elif kind == "progress":

@@ -23,7 +23,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from mathtune.errors import EngineError, Interrupted, MathtuneError, OutOfMemory
+from mathtune.errors import EngineError, Interrupted, MachineError, MathtuneError, OutOfMemory
 from mathtune.events import Emit
 from mathtune.exit_status import DEVICE_FAULT, ORPHANED, OUT_OF_MEMORY, STOPPED
 from mathtune.jobs import JOB, GrpoJob, InspectJob, Job, MeasureJob, ScoreJob, SftJob, TokeniseJob
@@ -74,6 +74,8 @@ class Engine:
                 return score(job, self._load(job), self.emit)
 
     def _load(self, job: SftJob | GrpoJob | ScoreJob):
+        import torch
+
         from mathtune.devices import cap_memory, make_deterministic
         from mathtune.models import load_base
 
@@ -83,7 +85,12 @@ class Engine:
         if key != self._base_key:
             self._base = self._base_key = None
             self.emit("phase", text=f"loading {job.model.base}")
-            self._base, self._base_key = load_base(job.model, job.hardware, Path(job.cache)), key
+            try:
+                self._base, self._base_key = load_base(job.model, job.hardware, Path(job.cache)), key
+            except torch.OutOfMemoryError as error:  # no smaller pack would help
+                raise MachineError("the base does not fit the GPU's memory", where=job.model.base,
+                                   remedy="end what else runs on the card (nvidia-smi), model.quantization=nf4, or a smaller "
+                                   "base") from error
         cap_memory(job.hardware, self._base.compute)
         return self._base
 

@@ -240,8 +240,8 @@ def new_link(base: dict[str, Any], number: int, parent: Link | None, kind: str, 
 
 
 def training_summary(link: Link) -> str:
-    """Steps, first and last loss (or reward) and seconds, for people."""
-    steps = link.result["curve"]["steps"]
+    """Steps, first and last loss (or reward), seconds, and for SFT the real tokens a second, for people."""
+    steps, seconds = link.result["curve"]["steps"], link.result["seconds"]
     figure = "reward" if link.kind == "grpo" else "loss"
-    return (f"{link.result['steps']} steps, {figure} {steps[0][figure]:.3f} → {steps[-1][figure]:.3f}, "
-            f"{link.result['seconds']:.0f} s")
+    speed = f", {steps[-1]['tokens'] / seconds:,.0f} tokens/s" if link.kind == "sft" else ""
+    return f"{link.result['steps']} steps, {figure} {steps[0][figure]:.3f} → {steps[-1][figure]:.3f}, {seconds:.0f} s{speed}"
