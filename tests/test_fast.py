@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from transformers import Gemma3TextConfig, LlamaConfig, MistralConfig
 
 from mathtune.adapters import attach
 from mathtune.fast.llama import FastLlama, why_not
+from mathtune.fast.products import room_for, widen
 from mathtune.models import borrowed, load_base
 from mathtune.packing import cut, make_pack
 from mathtune.recipe import Lora, Model
@@ -138,10 +140,21 @@ def test_kept_weights_follow_the_optimizer(base):
         model_with.unload()
 
 
-def test_models_of_another_shape_are_named(tiny_base, tmp_path):
-    from transformers import Gemma3TextConfig, LlamaConfig
+def test_a_gradient_that_only_looks_as_if_it_had_room_is_copied():
+    """A part of a wider matrix: what stands behind its rows is another's."""
+    whole = torch.arange(40.0).reshape(4, 10)
+    for part in (whole[:, :7], whole[:, 3:]):
+        wide = widen(part, 3)
+        wide[:, 7:] = -1
+        assert torch.equal(wide[:, :7], part) and torch.equal(whole, torch.arange(40.0).reshape(4, 10))
+    made = room_for(4, 7, 3, whole)
+    assert widen(made, 3).data_ptr() == made.data_ptr()
 
+
+def test_models_of_another_shape_are_named():
+    half = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
     for config, reason in ((LlamaConfig(), None), (LlamaConfig(attention_bias=True), "biases"),
-                           (LlamaConfig(hidden_act="gelu"), "gelu"), (Gemma3TextConfig(), "gemma3_text")):
+                           (LlamaConfig(hidden_act="gelu"), "gelu"), (Gemma3TextConfig(), "gemma3_text"),
+                           (MistralConfig(sliding_window=4096), "window"), (LlamaConfig(rope_parameters=half), "part of each")):
         said = why_not(config)
         assert said is None if reason is None else reason in said

@@ -26,6 +26,8 @@ def why_not(config) -> str | None:
         return "its projections have biases"
     if getattr(config, "sliding_window", None):
         return "its attention has a window"
+    if (config.rope_parameters or {}).get("partial_rotary_factor", 1.0) != 1.0:
+        return "it rotates a part of each head only"
     return None
 
 

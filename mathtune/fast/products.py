@@ -12,16 +12,17 @@ from mathtune.fast.weights import JoinedWeight
 
 
 def room_for(tokens: int, columns: int, extra: int, like: torch.Tensor) -> torch.Tensor:
-    """An empty [tokens, columns] whose rows have ``extra`` free columns behind them (``widen`` shows them)."""
-    return like.new_empty(tokens, columns + extra)[:, :columns]
+    """An empty [tokens, columns] whose rows have ``extra`` free columns behind them, and says so: ``widen`` shows them."""
+    x = like.new_empty(tokens, columns + extra)[:, :columns]
+    x.room = extra  # autograd hands on the object as it is; a part of a wider matrix, whose rows look alike, has no such mark
+    return x
 
 
 def widen(x: torch.Tensor, extra: int) -> torch.Tensor:
     """``x`` [N, columns] with the ``extra`` columns behind it: those of ``room_for``, else a copy that has them."""
-    tokens, columns = x.shape
-    if x.stride() != (columns + extra, 1):
-        x = room_for(tokens, columns, extra, x).copy_(x)
-    return x.as_strided((tokens, columns + extra), (columns + extra, 1), x.storage_offset())
+    if getattr(x, "room", None) != extra:
+        x = room_for(*x.shape, extra, x).copy_(x)
+    return x.as_strided((len(x), x.shape[1] + extra), (x.shape[1] + extra, 1))
 
 
 @dataclass(frozen=True)
