@@ -54,8 +54,8 @@ def attention_path(device: torch.device, dtype: torch.dtype, head_size: int) -> 
 
 def _varlen(query, key, value, pack: Pack, scale: float, window: int | None) -> torch.Tensor:
     if pack.prefix:
-        shared = pack.key_ends[:-1, None] + torch.arange(pack.prefix, device=query.device)
-        key, value = (_LaidOut.apply(tokens, pack.key_index, pack.own_index, shared) for tokens in (key, value))
+        places = prefix_places(pack)
+        key, value = (_LaidOut.apply(tokens, pack.key_index, pack.own_index, places) for tokens in (key, value))
     options = {"enable_gqa": True} if _varlen_groups_heads() else {}
     if not options:
         key, value = (_repeat_heads(tokens, query.shape[1]) for tokens in (key, value))
@@ -143,9 +143,24 @@ class _LaidOut(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        own, shared = ctx.saved_tensors
-        prefix = gradient[shared].sum(0, dtype=torch.float32).to(gradient.dtype)
-        return torch.cat([prefix, gradient.index_select(0, own)]), None, None, None
+        return fold(gradient, *ctx.saved_tensors), None, None, None
+
+
+def fold(gradient: torch.Tensor, own: torch.Tensor, shared: torch.Tensor) -> torch.Tensor:
+    """The gradient of a pack's tokens from that of the places they were laid out at: (N, heads, head size).
+
+    Args:
+        gradient: (places, heads, head size).
+        own: int64 (N - prefix,), the place of each example token.
+        shared: int64 (sequences, prefix), the places of the prefix's tokens.
+    """
+    prefix = gradient[shared].sum(0, dtype=torch.float32).to(gradient.dtype)
+    return torch.cat([prefix, gradient.index_select(0, own)])
+
+
+def prefix_places(pack: Pack) -> torch.Tensor:
+    """Int64 (sequences, prefix): where the prefix's keys stand among a pack's keys, before every sequence's own."""
+    return pack.key_ends[:-1, None] + torch.arange(pack.prefix, device=pack.key_ends.device)
 
 
 def _for_transformers(module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: None, *,

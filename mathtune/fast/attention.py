@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from mathtune.attention import attention_path, packed_attention
+from mathtune.attention import attention_path, fold, packed_attention, prefix_places
 from mathtune.fast.pointwise import rotate
 from mathtune.fast.products import room_for
 from mathtune.packing import Pack
@@ -113,12 +113,8 @@ def spread_keys(own: Tensor, pack: Pack) -> Tensor:
 
 
 def gather_key_gradients(spread: Tensor, pack: Pack) -> Tensor:
-    """The backward pass of ``spread_keys``: the prefix's gradients are summed over sequences, in float32 and in order."""
-    if not pack.prefix:
-        return spread
-    starts = pack.key_ends[:-1].long()
-    of_prefix = spread[starts[:, None] + torch.arange(pack.prefix, device=spread.device)]
-    return torch.cat([of_prefix.float().sum(0).to(spread.dtype), spread.index_select(0, pack.own_index)])
+    """The backward pass of ``spread_keys``."""
+    return fold(spread, pack.own_index, prefix_places(pack)) if pack.prefix else spread
 
 
 class _Attention(Function):
