@@ -53,7 +53,7 @@ def job_of(prepared: dict[str, Any], folder: Path, steps: int, overrides: list[s
 def planned(job: SftJob, card: float) -> dict[str, Any]:
     """The plan of a card that is not here, from the model's configuration alone."""
     compute = Compute(torch.device("cuda"), torch.float16 if card == USABLE[T4] else torch.bfloat16, "")
-    shape, tokens = shape_of(AutoConfig.from_pretrained(job.model.base), compute), read_tokens(Path(job.tokens))
+    shape, tokens = shape_of(AutoConfig.from_pretrained(job.model.base), compute, job.lora), read_tokens(Path(job.tokens))
     layout = Layout(shape, job.lora, Hardware(), compute, StepSizes.of(tokens, make_order(job.sft, tokens.row_ids.tolist())))
     weights = base_bytes(shape, 2, nf4=True)
     plan = layout.plan(int(card * GIB) - CONTEXT - weights)

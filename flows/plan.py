@@ -9,6 +9,7 @@ from rich.table import Table
 from flows.prepare import open_workspace
 from mathtune.chain import Entry, Link
 from mathtune.jobs import InspectJob, MeasureJob
+from mathtune.planner import NF4_BYTES
 from mathtune.ranges import chunk_ranges
 from mathtune.recipe import Model, Recipe
 from mathtune.sources import pin_source, source_identity
@@ -19,9 +20,6 @@ from mathtune.store import Artifact
 from mathtune.workspace import Workspace, new_execution
 
 SAMPLE_ROWS = 500
-# bytes a weight: NF4 with double quantisation keeps 4 bits and, for each 64 weights, 8 bits and a share of a float32
-# (QLoRA, arXiv:2305.14314, section 3); embeddings and norms stay in the compute dtype
-NF4_BYTES = 0.516
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 

@@ -4,4 +4,4 @@ This package is the domain and the compute plane. It never imports prefect, so e
 again by hand on a machine that has none (``python -m mathtune.engine --job job.json``).
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -30,6 +30,11 @@ A LoRA adapter (rank {rank}, alpha {alpha}) trained by mathtune on top of `{base
 """
 
 
+def towers(config) -> str | None:
+    """Pattern of the modules outside the text of a model that also sees or hears, where the same names occur; else None."""
+    return r".*(vision|audio|multi_modal)[^.]*\..*" if config.get_text_config() is not config else None
+
+
 def attach(model, lora: Lora, start: Path | None) -> PeftModel:
     """The base with a trainable adapter: fresh (from torch's random state), or the weights in folder ``start``.
 
@@ -37,7 +42,8 @@ def attach(model, lora: Lora, start: Path | None) -> PeftModel:
         ModelError: a target module does not exist, or the folder's tensors do not fit this model and shape.
     """
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout,
-                        target_modules=sorted(lora.targets), bias="none", task_type="CAUSAL_LM")
+                        target_modules=sorted(lora.targets), bias="none", task_type="CAUSAL_LM",
+                        exclude_modules=towers(model.config))
     try:
         # a fresh adapter is drawn on the CPU: the same on every card; one that is replaced need not be
         with nullcontext() if start is None else torch.device(model.device):
@@ -97,10 +103,11 @@ def reshape_for(tensors: dict[str, torch.Tensor], link: Lora, wanted: Lora, mode
     return reshaped
 
 
-def save_adapter(tensors: dict[str, torch.Tensor], lora: Lora, base_name: str, folder: Path) -> None:
-    """A plain PEFT folder that ``PeftModel.from_pretrained`` loads without this project."""
+def save_adapter(tensors: dict[str, torch.Tensor], lora: Lora, base_name: str, folder: Path,
+                 excluded: str | None = None) -> None:
+    """A plain PEFT folder that ``PeftModel.from_pretrained`` loads without this project; ``excluded``: see ``towers``."""
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, bias="none",
-                        task_type="CAUSAL_LM", base_model_name_or_path=base_name, inference_mode=True)
+                        task_type="CAUSAL_LM", base_model_name_or_path=base_name, inference_mode=True, exclude_modules=excluded)
     values = {**config.to_dict(), "target_modules": sorted(lora.targets)}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})

@@ -33,10 +33,12 @@ STATE_BYTES = 12  # float32 master and Adam's two moments, a parameter
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint on this machine: its folder in Trainer's format, and the optimizer step it follows."""
+    """A whole checkpoint on this machine: its folder in Trainer's format, the optimizer step it follows, and what a forward
+    pass held (None: made before that was noted)."""
 
     folder: Path
     step: int
+    budget: int | None = None
 
     @property
     def log_history(self) -> list[dict[str, Any]]:
@@ -59,6 +61,7 @@ class Checkpoints:
     def __init__(self, folders: Folders, name: str, identity: dict[str, str], order: Order, emit: Emit, ranks: Ranks = ALONE):
         self.folders, self.name, self.identity, self.order, self.emit = folders, name, identity, order, emit
         self.ranks = ranks
+        self.budget: int | None = None
         self.scratch = folders.local(f"{name}/{scratch_name('.scratch')}")
 
     def __enter__(self) -> "Checkpoints":
@@ -88,7 +91,7 @@ class Checkpoints:
                 published = self.folders.fetch(name)
                 if published is None:
                     continue  # another worker's engine has just removed it
-                checkpoint = Checkpoint(published.folder, published.manifest["step"])
+                checkpoint = Checkpoint(published.folder, published.manifest["step"], published.manifest.get("budget"))
                 reason = self._foreign(published.manifest)
                 if with_best and reason is None:
                     self._check_best(checkpoint)
@@ -116,7 +119,8 @@ class Checkpoints:
             return {}
 
         self.folders.publish(self._name(step), build,
-                             {"stage": STAGE, "step": step, **self.identity, "place": self.order.place(step)})
+                             {"stage": STAGE, "step": step, "budget": self.budget, **self.identity,
+                              "place": self.order.place(step)})
         shutil.rmtree(saved)
         return written
 

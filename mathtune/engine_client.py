@@ -35,7 +35,7 @@ class EngineClient:
         self.log, self.on_event, self.restarts, self.silent_seconds = log, on_event, restarts, silent_seconds
         self.environment, self.nice = environment or {}, nice
         self._process: EngineProcess | None = None
-        self._busy = False
+        self._busy = self._ended = False
 
     def __enter__(self) -> "EngineClient":
         return self
@@ -90,7 +90,8 @@ class EngineClient:
         self._process, self._busy = None, False
 
     def kill(self) -> None:
-        """Kills the engine and everything it started, from whatever thread: the job at work sees it die."""
+        """Kills the engine and all that it started, from whatever thread: the job at work sees it die, and no other begins."""
+        self._ended = True
         if process := self._process:
             process.kill()
 
@@ -114,6 +115,8 @@ class EngineClient:
             self.on_event(event)
 
     def _start(self, ranks: int) -> None:
+        if self._ended:
+            raise EngineDied("the end of what it was for")
         self._process = EngineProcess(self.log, ranks, self.environment, self.nice)
         try:
             for event in self._process.await_ready():

@@ -54,7 +54,7 @@ def measure_rows(job: MeasureJob) -> dict[str, Any]:
 def _plan(job: MeasureJob, folder: Path, tokens: Tokens) -> str:
     """How a step of rows such as these would be laid on this machine, or why it cannot be."""
     compute = choose_compute(job.model, job.hardware)
-    shape = shape_of(AutoConfig.from_pretrained(folder, trust_remote_code=False), compute)
+    shape = shape_of(AutoConfig.from_pretrained(folder, trust_remote_code=False), compute, job.lora)
     sizes = StepSizes.expected(tokens, job.examples_per_step, job.model.max_length, job.hardware.gpus)
     base = base_bytes(shape, compute.dtype.itemsize, job.model.quantization == "nf4")
     try:

@@ -11,12 +11,14 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from peft import PeftModel
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from mathtune import attention
 from mathtune.devices import Compute
 from mathtune.errors import ModelError
 from mathtune.fast.llama import FastLlama
+from mathtune.fast.loss import LabelLoss
 from mathtune.packing import Pack, make_pack
 from mathtune.planner import Plan
 from mathtune.tokens import Tokens
@@ -32,7 +34,8 @@ def packed(adapted: PeftModel, compute: Compute, plan: Plan) -> Iterator[PeftMod
     """
     if plan.fast:
         step = FastLlama(adapted, compute.dtype, plan.recompute, plan.resident)
-        adapted.forward = lambda pack, denominator, stepped: step.loss(pack, refreshed=not stepped) / denominator
+        adapted.forward = lambda pack, denominator, stepped: step.loss(
+            pack, refreshed=not stepped, training=adapted.training) / denominator
         try:
             yield adapted
         finally:
@@ -45,15 +48,21 @@ def packed(adapted: PeftModel, compute: Compute, plan: Plan) -> Iterator[PeftMod
 @contextmanager
 def _attention_replaced(adapted: PeftModel) -> Iterator[None]:
     base, forward = adapted.get_base_model(), adapted.forward
-    before = base.config._attn_implementation
+    before, head = base.config._attn_implementation, base.get_output_embeddings()
     base.set_attn_implementation(attention.NAME)
     if base.config._attn_implementation != attention.NAME:  # transformers only warns
         raise ModelError("its attention cannot be replaced", where=type(base).__name__, remedy=attention.REMEDY)
     try:
-        _refuse_mixing(base, forward)
-        adapted.forward = lambda pack, denominator, stepped: pack_loss(forward, pack, denominator)
+        _refuse_mixing(adapted, forward)
+        if type(head) is nn.Linear and head.bias is None:  # neither adapted nor more than a product
+            base.set_output_embeddings(nn.Identity())
+            adapted.forward = lambda pack, denominator, stepped: LabelLoss.apply(
+                _at_labels(forward, pack), head.weight, pack.labels) / denominator
+        else:
+            adapted.forward = lambda pack, denominator, stepped: pack_loss(forward, pack, denominator)
         yield
     finally:
+        base.set_output_embeddings(head)
         vars(adapted).pop("forward", None)
         base.set_attn_implementation(before)
 
@@ -69,22 +78,24 @@ def pack_loss(forward: Callable, pack: Pack, denominator: int) -> torch.Tensor:
     Returns:
         Float32 scalar.
     """
-    return cross_entropy(_label_logits(forward, pack), pack.labels, reduction="sum") / denominator
+    return cross_entropy(_at_labels(forward, pack).float(), pack.labels, reduction="sum") / denominator
 
 
-def _label_logits(forward: Callable, pack: Pack) -> torch.Tensor:
-    """Float32 (labels, vocabulary)."""
-    output = forward(input_ids=pack.input_ids[None], position_ids=pack.positions[None], logits_to_keep=pack.label_index,
-                     use_cache=False, pack=pack)
-    return output.logits[0].float()
+def _at_labels(forward: Callable, pack: Pack) -> torch.Tensor:
+    """What comes out of the model where labels are predicted: (labels, vocabulary), or (labels, hidden) without its head."""
+    return forward(input_ids=pack.input_ids[None], position_ids=pack.positions[None], logits_to_keep=pack.label_index,
+                   use_cache=False, pack=pack).logits[0]
 
 
 @torch.no_grad()
-def _refuse_mixing(base, forward: Callable) -> None:
+def _refuse_mixing(adapted: PeftModel, forward: Callable) -> None:
     """Holds that an example's logits are the same alone and behind another one: a recurrent layer carries one's state on
     into the next. Rounding may differ: by far less than the square root of the dtype's precision."""
+    adapted.eval()  # dropout would differ, too
+    base = adapted.get_base_model()
     two = Tokens(np.arange(2), np.arange(2, 34, dtype=np.int32), np.array([0, 16, 32]), np.ones(2, dtype=np.int32))
-    alone, behind = (_label_logits(forward, make_pack(two, examples, 0).to(base.device))[-15:] for examples in ([1], [0, 1]))
+    packs = (make_pack(two, examples, 0).to(base.device) for examples in ([1], [0, 1]))
+    alone, behind = (_at_labels(forward, pack).float()[-15:] for pack in packs)
     if (alone - behind).norm() > torch.finfo(base.dtype).eps ** 0.5 * alone.norm():
         raise ModelError("its layers mix examples that stand one behind the other", where=type(base).__name__,
                          remedy=attention.REMEDY)

@@ -127,7 +127,7 @@ class PackedTrainer(Trainer):
 
     def training_step(self, model, inputs: StepPacks, num_items_in_batch=None) -> torch.Tensor:
         """Forward and backward of this rank's packs. Returns what Trainer logs: the step's loss, as the mean over ranks."""
-        if not model.training:
+        if not self.model.training:  # ``model`` may be a wrapper, which evaluation does not touch
             model.train()
         if "zero_grad" not in vars(model):
             model.zero_grad = self._zero_grad

@@ -1,9 +1,9 @@
 """Packs: the examples of a step, one behind the other in one row without padding, within a budget of tokens.
 
 The order fixes a step's examples; only how they are cut into packs depends on the budget, and the loss is normalised over
-the step, so that the machine never changes the result. Attention keeps the examples apart (``mathtune.attention``).
-What every prompt begins with stands once at the front of a pack, and an example's last token, which predicts nothing, not
-at all.
+the step: the machine changes the result by rounding alone (and, with dropout, by what is drawn). Attention keeps the
+examples apart (``mathtune.attention``). What every prompt begins with stands once at the front of a pack, and an example's
+last token, which predicts nothing, not at all.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -77,7 +77,7 @@ def cut(lengths: np.ndarray, prefix: int, budget: int, ranks: int = 1) -> list[l
         Places in ``lengths``, ascending in each pack; pack ``i`` is for rank ``i % ranks``. With fewer examples than
         ranks some packs are empty.
     """
-    own = np.asarray(lengths) - prefix
+    own = np.asarray(lengths) - prefix - 1  # as they are computed: the last token is not
     room = max(1, budget - prefix)
     order = np.argsort(-own, kind="stable")
     count = _multiple(max(1, min(-(-int(own.sum()) // room), len(own))), ranks)

@@ -7,17 +7,16 @@ a plan for another card is one call away. Of all ways that fit the one that cost
 
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal
 
 from mathtune.errors import MachineError
+from mathtune.recipe import Recompute
 
-Recompute = Literal["none", "selective", "full"]
 GIB = 2**30
 CONTEXT = int(0.75 * GIB)  # CUDA's context and the libraries' workspaces, outside torch's allocator
 ROUNDED = 256  # tokens: what little else happens to be on the card does not change the packs
 USABLE = 0.94  # of what is free: the rest is what the allocator cannot give out again
 LOGITS = 2**27 * 7  # bytes at the head: half-precision and float32 logits of mathtune.fast.loss
-# Relative costs, measured on an H100 at the shapes of Llama-3.1-8B (benchmarks/results/sft_speed.md)
+# Relative costs, measured on an H100 at the shapes of Llama-3.1-8B
 FACTOR = {"none": 1.0, "selective": 1.22, "full": 1.42}
 PASS_TOKENS = 400  # what starting a pack costs
 UNPACK_TOKENS = 130  # what making all weights from NF4 costs, each time
@@ -52,6 +51,12 @@ class Shape:
     tied: bool
 
     @property
+    def factors(self) -> int:
+        """Elements of a layer's LoRA factors, a rank of each projection: of queries, keys and values in one block each."""
+        return 3 * (self.hidden + self.attention + self.keys) + self.attention + 2 * self.hidden + 2 * (
+            self.hidden + 2 * self.inner) + self.inner
+
+    @property
     def attention(self) -> int:
         """Columns of the queries."""
         return self.query_heads * self.head_size
@@ -75,6 +80,25 @@ class Shape:
     def other_parameters(self) -> int:
         """In embeddings and head."""
         return self.vocabulary * self.hidden * (1 if self.tied else 2)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What decides a training's memory besides the model.
+
+    Attributes:
+        rank: of the adapters.
+        parameters: of the adapters.
+        width: bytes of an element of the compute dtype.
+        dropout: whether masks are kept.
+        spread: keys that stand for each token: more than 1 where the shared prefix's are repeated for every example.
+    """
+
+    rank: int
+    parameters: int
+    width: int
+    dropout: bool = False
+    spread: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -117,14 +141,13 @@ class Plan:
                 f"about {self.bytes / GIB:.2g} of the {self.available / GIB:.1f} GiB free for it")
 
 
-def plan_step(shape: Shape, trained: int, width: int, available: int, step_tokens: int, largest_step: int, longest: int,
+def plan_step(shape: Shape, training: Training, available: int, step_tokens: int, largest_step: int, longest: int,
               wishes: Wishes | None = None) -> Plan:
     """The cheapest way that fits.
 
     Args:
         shape: of the model.
-        trained: parameters of the adapter.
-        width: bytes of an element of the compute dtype.
+        training: what else decides.
         available: bytes free for all but the base's weights.
         step_tokens: tokens of an ordinary step.
         largest_step: tokens of the largest: no pack needs more.
@@ -137,7 +160,7 @@ def plan_step(shape: Shape, trained: int, width: int, available: int, step_token
     wishes = wishes or Wishes()
     usable, found = int(available * USABLE), []
     for recompute, resident in product(_levels(shape, wishes), _residencies(shape, wishes)):
-        fixed, per_token = fixed_bytes(shape, trained, width, resident), token_bytes(shape, width, recompute)
+        fixed, per_token = fixed_bytes(shape, training, resident), token_bytes(shape, training, recompute)
         room, most = (usable - fixed) // per_token, max(largest_step, longest)
         if room >= min(wishes.pack_tokens or longest, most):
             tokens = wishes.pack_tokens or min(max(room // ROUNDED * ROUNDED, longest), most)
@@ -148,8 +171,8 @@ def plan_step(shape: Shape, trained: int, width: int, available: int, step_token
     if found:
         return min(found, key=lambda pair: pair[0])[1]
     raise MachineError(f"a pack of {wishes.pack_tokens or longest} tokens does not fit {available / GIB:.1f} GiB",
-                       where="GPU memory", remedy="a smaller hardware.pack_tokens" if wishes.pack_tokens else
-                       "a shorter model.max_length, a smaller base, or a larger card")
+                       where="memory", remedy="a smaller hardware.pack_tokens" if wishes.pack_tokens else
+                       "a shorter model.max_length, a smaller base, or more memory")
 
 
 def _cost(step_tokens: int, packs: int, recompute: Recompute, resident: bool) -> float:
@@ -170,24 +193,28 @@ def _residencies(shape: Shape, wishes: Wishes) -> list[bool]:
     return [True, False] if wishes.resident is None else [wishes.resident]
 
 
-def fixed_bytes(shape: Shape, trained: int, width: int, resident: bool) -> int:
+def fixed_bytes(shape: Shape, training: Training, resident: bool) -> int:
     """What does not depend on the pack: adapter and optimizer, dequantised weights or the room to make them, logits."""
-    weights = (shape.linear_parameters if resident else shape.layer_parameters) * width
-    return trained * MASTER_BYTES + weights + min(LOGITS, 512 * shape.vocabulary * (width + 4))
+    weights = shape.linear_parameters if resident else shape.layer_parameters
+    factors = shape.layers * training.rank * shape.factors if shape.fast else 0
+    logits = min(LOGITS, 512 * shape.vocabulary * (training.width + 4))
+    return training.parameters * MASTER_BYTES + (weights + factors) * training.width + logits
 
 
-def token_bytes(shape: Shape, width: int, recompute: Recompute) -> int:
+def token_bytes(shape: Shape, training: Training, recompute: Recompute) -> int:
     """Bytes that a token of a pack takes at the peak: what layers keep, and what the backward pass of one needs beside it."""
-    # the shared prefix's keys stand before every example's own; in padded buckets every head of a query has keys of its own
-    attention = 2 * shape.attention + 1.15 * shape.keys if shape.varlen else 5.9 * shape.attention
-    kept = 2 * shape.hidden + attention + 4 * shape.query_heads / width
+    # in padded buckets every head of a query has keys of its own, and queries are repeated with the prefix, too
+    attention = (2 * shape.attention + training.spread * shape.keys if shape.varlen
+                 else (1 + 4.4 * training.spread) * shape.attention)
+    masks = (2 * shape.hidden + shape.attention + shape.inner) / training.width if training.dropout else 0
+    kept = 2 * shape.hidden + attention + masks + 7 * training.rank + 4 * shape.query_heads / training.width
     inner = 2 * shape.inner
     passing = 4 * shape.inner + 4 * shape.hidden
     of_layer = {"none": kept + inner, "selective": kept, "full": shape.hidden}[recompute]
     beside = passing + {"none": 0, "selective": inner, "full": kept + inner}[recompute]
     factor = 1 if shape.fast else PLAIN
     of_layer = of_layer if recompute == "full" else of_layer * factor
-    return int((shape.layers * of_layer + beside * factor) * width)
+    return int((shape.layers * of_layer + beside * factor) * training.width)
 
 
 def base_bytes(shape: Shape, width: int, nf4: bool) -> int:

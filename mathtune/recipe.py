@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from mathtune.recipe_source import Count, Fraction, Name, Positive, Section, Seed, Source, template_fields
 
+Recompute = Literal["none", "selective", "full"]
 Minutes = Annotated[float, Field(gt=0)]
 SAVE_EVERY = Field(200, description="steps between checkpoints")
 SAVE_MINUTES = Field(5.0, description="a checkpoint is made after so many minutes, too, if the steps take longer")
@@ -182,7 +183,7 @@ class Hardware(Section):
     pack_tokens: Positive | None = Field(
         None, description="SFT: tokens of one forward pass; default: planned from the card's memory")
     micro_batch: Positive = Field(8, description="GRPO: completions in one forward pass; a step accumulates them")
-    recompute: Literal["none", "selective", "full"] | None = Field(
+    recompute: Recompute | None = Field(
         None, description="SFT: what the backward pass computes again, for less memory; default: planned")
     resident: bool | None = Field(None, description="SFT: keep the weights dequantised; default: planned")
     memory_gib: Annotated[float, Field(gt=0)] | None = Field(None, description="use so much of the card; default: all of it")

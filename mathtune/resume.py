@@ -95,12 +95,14 @@ def open_run(job: SftJob | GrpoJob, base: Base, order: Order, emit: Emit, budget
         packs = isinstance(job, SftJob)
         path = folders.local(f"{place.name}/journal.jsonl") if ranks.first else Path(os.devnull)
         journal = Journal(path, "pack_tokens" if packs else "micro_batch")
-        planned = min(ranks.gather(budget))
+        # what the checkpoint was made with, on whatever machine: other packs would end in other bytes
+        planned = resume.budget if resume and resume.budget else min(ranks.gather(budget))
         fits = ranks.from_first(lambda: journal.begin(planned, job.halvings if packs else 0, smallest))
         if fits is None:
             raise ModelError(f"the longest example ({smallest} tokens) does not fit the memory, alone in a pack",
                              where="model.max_length", remedy="hardware.recompute=full, a shorter "
                              "model.max_length, or a larger card")
+        checkpoints.budget = fits
         yield Run(checkpoints, fits, resume, order, journal, emit, ranks)
 
 

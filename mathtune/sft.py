@@ -1,5 +1,6 @@
 """Trains one chunk: a LoRA adapter over the frozen base, on packs of examples, loss on the completion only."""
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 from safetensors.torch import load_file
 from transformers import TrainingArguments, set_seed
 
-from mathtune.adapters import WEIGHTS, adapter_digest, attach, save_adapter
+from mathtune.adapters import WEIGHTS, adapter_digest, attach, save_adapter, towers
 from mathtune.events import Emit
 from mathtune.guards import BadNumberGuard
 from mathtune.jobs import SftJob
@@ -33,7 +34,7 @@ def train_chunk(job: SftJob, base: Base, emit: Emit, ranks: Ranks = ALONE) -> di
     tokens = read_tokens(Path(job.tokens))
     order = make_order(job.sft, tokens.row_ids.tolist())
     set_seed(job.sft.seed)
-    shape, sizes = shape_of(base.model.config, base.compute), StepSizes.of(tokens, order, ranks.size)
+    shape, sizes = shape_of(base.model.config, base.compute, job.lora), StepSizes.of(tokens, order, ranks.size)
     layout = Layout(shape, job.lora, job.hardware, base.compute, sizes)
     free = free_bytes(base.compute, job.hardware)
     planned = layout.plan(free).pack_tokens
@@ -45,11 +46,12 @@ def train_chunk(job: SftJob, base: Base, emit: Emit, ranks: Ranks = ALONE) -> di
             outcome = run.finished or _train(job, base, adapted, tokens, run, plan)
         finally:
             adapted.unload()
+            gc.collect()  # Trainer and its optimizer know each other: the next job would plan with their memory taken
         if not ranks.first:
             return {}
         if job.sft.keep_best:
             outcome["tensors"] = load_file(run.checkpoints.load(outcome["best_step"]).folder / WEIGHTS)
-    save_adapter(outcome.pop("tensors"), job.lora, job.model.base, Path(job.output))
+    save_adapter(outcome.pop("tensors"), job.lora, job.model.base, Path(job.output), towers(base.model.config))
     base.tokenizer.save_pretrained(job.output)
     return {**outcome, "adapter_digest": adapter_digest(Path(job.output))}
 

@@ -18,7 +18,7 @@ from mathtune.resume import fingerprint
 from mathtune.sft import make_order, train_chunk
 from mathtune.tokens import read_tokens
 from tests.folders_fixtures import damage_file
-from tests.jobs_fixtures import sft_job
+from tests.jobs_fixtures import CPU, sft_job
 from tests.training_fixtures import Events, fresh, two_epochs
 
 
@@ -114,6 +114,17 @@ def test_checkpoints_are_found_by_step_whatever_the_clock_said(undisturbed, tmp_
     assert checkpoints.newest().step == 12
     checkpoints.keep(best=None)
     assert checkpoints.newest().step == 12
+
+
+def test_going_on_elsewhere_takes_the_packs_of_the_checkpoint(undisturbed, interrupted, tiny_base, tmp_path):
+    """Another machine, without the journal, would plan other packs; with dropout the bytes would be others."""
+    _, whole, _ = undisturbed
+    hardware = CPU.model_copy(update={"pack_tokens": 2 * CPU.pack_tokens})
+    job, events = sft_job(tiny_base, tmp_path, sft=two_epochs(), hardware=hardware), Events()
+    shutil.copytree(Path(interrupted.checkpoints.url) / "checkpoints", tmp_path / "checkpoints",
+                    ignore=shutil.ignore_patterns("journal*"))
+    assert train_chunk(job, fresh(job), events)["adapter_digest"] == whole["adapter_digest"]
+    assert events.of("resumed") == [{"event": "resumed", "step": 10}]
 
 
 def test_a_job_killed_after_its_last_step_trains_no_step_again(undisturbed, tiny_base, tmp_path):

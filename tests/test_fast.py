@@ -96,11 +96,12 @@ def test_long_completions_have_many_labels(base):
         model_with.unload()
 
 
+@pytest.mark.parametrize("targets", [Lora().targets, ("q_proj", "v_proj")])
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_what_is_kept_and_what_is_computed_again_changes_no_byte(base, dropout):
+def test_what_is_kept_and_what_is_computed_again_changes_no_byte(base, dropout, targets):
     tokens, results = tokens_of([9, 30, 17, 12]), []
     with borrowed(base) as model:
-        model_with = adapted(model, dropout=dropout)
+        model_with = adapted(model, dropout=dropout, targets=targets)
         for recompute in ("none", "selective", "full"):
             for resident in (True, False):
                 step = FastLlama(model_with, torch.float32, recompute, resident)
@@ -125,6 +126,16 @@ def test_dropout_drops_what_the_adapter_reads_and_keeps_its_mean(base):
         dropping.unload()
     assert len(set(with_dropout)) == 40
     assert np.mean(with_dropout) == pytest.approx(expected, rel=0.05)
+
+
+def test_nothing_is_dropped_while_nothing_is_trained(base):
+    tokens = tokens_of([9, 30, 17])
+    with borrowed(base) as model:
+        model_with = adapted(model, dropout=0.2)
+        step, pack = FastLlama(model_with, torch.float32, "none", True), make_pack(tokens, [0, 1, 2], 0)
+        trained, evaluated = ({step.loss(pack, training=training).item() for _ in range(3)} for training in (True, False))
+        assert len(trained) == 3 and len(evaluated) == 1
+        model_with.unload()
 
 
 def test_kept_weights_follow_the_optimizer(base):
@@ -156,5 +167,6 @@ def test_models_of_another_shape_are_named():
     for config, reason in ((LlamaConfig(), None), (LlamaConfig(attention_bias=True), "biases"),
                            (LlamaConfig(hidden_act="gelu"), "gelu"), (Gemma3TextConfig(), "gemma3_text"),
                            (MistralConfig(sliding_window=4096), "window"), (LlamaConfig(rope_parameters=half), "part of each")):
-        said = why_not(config)
+        said = why_not(config, Lora().targets)
         assert said is None if reason is None else reason in said
+    assert "lm_head" in why_not(LlamaConfig(), ("q_proj", "lm_head"))

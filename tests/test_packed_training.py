@@ -2,6 +2,7 @@
 once, whatever the budget and the ranks."""
 
 import itertools
+import shutil
 
 import numpy as np
 import pytest
@@ -9,11 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     BloomConfig,
     Gemma2Config,
+    Gemma3Config,
     Gemma3TextConfig,
+    GPT2Config,
+    GPTNeoXConfig,
     LlamaConfig,
+    OPTConfig,
     Qwen2Config,
     Qwen3NextConfig,
 )
@@ -21,15 +27,18 @@ from transformers import (
 from mathtune.adapters import attach
 from mathtune.devices import Compute
 from mathtune.errors import ModelError
+from mathtune.layout import shape_of
 from mathtune.models import borrowed, load_base
 from mathtune.order import lay_out
 from mathtune.packed_model import packed
 from mathtune.packed_trainer import PackedSteps, cut_step
 from mathtune.packing import cut, make_pack
-from mathtune.planner import Plan
+from mathtune.planner import Plan, Training, token_bytes
 from mathtune.recipe import Lora, Model
-from tests.jobs_fixtures import CPU
+from mathtune.sft import train_chunk
+from tests.jobs_fixtures import CPU, sft_job
 from tests.test_fast import adapted, assert_same, gradients, one_at_a_time, tokens_of
+from tests.training_fixtures import Events, fresh, two_epochs
 
 PLAIN = Plan(pack_tokens=0, recompute="none", resident=False, packs=0, bytes=0, available=0, fast=False)
 COMPUTE = Compute(torch.device("cpu"), torch.float32, "a test")
@@ -121,3 +130,36 @@ def test_the_steps_that_are_left_come_in_their_order():
     steps = PackedSteps(tokens, order, done=2, budget=50)
     came = [sorted(i for pack in step.packs for i in pack.examples) for step in steps]
     assert came == [sorted(order.examples_of(step)) for step in (3, 4, 5, 6)] and len(steps) == 4
+
+
+def test_a_plain_models_second_chunk_goes_on_from_the_first_with_dropout(tiny_base, tmp_path):
+    """Qwen 2: dropout, evaluation on the way, and an adapter that is not nothing any more when its layers are looked at."""
+    folder = tmp_path / "qwen2"
+    shutil.copytree(tiny_base, folder)
+    (folder / "model.safetensors").unlink()
+    vocabulary = AutoConfig.from_pretrained(tiny_base).vocab_size
+    untrained(Qwen2Config(**{**SHAPE, "vocab_size": vocabulary})).save_pretrained(folder)
+    first = sft_job(folder, tmp_path / "first", n=32, sft=two_epochs(evaluate_every=2, evaluate_rows=16))
+    second = sft_job(folder, tmp_path / "second", n=32, sft=two_epochs(), start_adapter=first.output)
+    for job in (first, second):
+        events = Events()
+        assert train_chunk(job, fresh(job), events)["steps"] == 4
+        assert "transformers' own layers" in events.of("plan")[0]["text"]
+
+
+def test_a_models_eyes_get_no_adapter():
+    """The vision tower of a Gemma 3 has projections of the same names, which no text trains."""
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+              "patch_size": 14}
+    model = untrained(Gemma3Config(text_config=CONFIGS["gemma3"].to_dict(), vision_config=vision))
+    assert any("vision" in name and "q_proj" in name for name, _ in model.named_modules())
+    trained = [name for name, one in attach(model, Lora(rank=4), None).named_parameters() if one.requires_grad]
+    assert len(trained) == 2 * 7 * 3 and not any("vision" in name for name in trained)
+
+
+@pytest.mark.parametrize("config", [GPTNeoXConfig(), GPT2Config(), OPTConfig(), Gemma3Config(), Qwen2Config()])
+def test_the_planner_knows_widths_by_all_their_names(config):
+    shape = shape_of(config, COMPUTE, Lora())
+    text = config.get_text_config()
+    assert shape.hidden == text.hidden_size and shape.inner > shape.hidden and shape.key_heads <= shape.query_heads
+    assert not shape.fast and token_bytes(shape, Training(16, 1, 2), "none") > 0

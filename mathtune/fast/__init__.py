@@ -7,7 +7,7 @@ head see only the tokens that predict a label. The numbers are those of the plai
 
 - ``weights``: frozen weights of joined projections with their LoRA factors around them, kept or made when needed.
 - ``products``: the products of such a joined projection, forward and backward.
-- ``pointwise``: what happens between the products, fused by torch.compile on a GPU.
+- ``pointwise``: what happens between the products, one kernel each on a GPU (``kernels``).
 - ``attention``, ``blocks``: the parts of a layer as autograd functions.
 - ``loss``: head and cross-entropy at the label tokens.
 - ``llama``: the whole forward pass of a model that has the shape of a Llama.

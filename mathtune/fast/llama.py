@@ -1,7 +1,6 @@
 """The forward pass of a model with the shape of a Llama, over a pack, to the loss of its labels."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +11,16 @@ from mathtune.fast.blocks import AddNorm, Linear, Mlp, NormLinear
 from mathtune.fast.loss import LabelLoss
 from mathtune.fast.weights import Factors, JoinedWeight, Workspace
 from mathtune.packing import Pack
+from mathtune.recipe import Recompute
 
-Recompute = Literal["none", "selective", "full"]
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-def why_not(config) -> str | None:
-    """Why a model with this transformers configuration cannot take the fast step; None if it can."""
+def why_not(config, targets: tuple[str, ...]) -> str | None:
+    """Why a model with this transformers configuration, and adapters on these modules, cannot take the fast step; None if it
+    can."""
+    if odd := sorted(set(targets) - set(PROJECTIONS)):
+        return f"an adapter on {odd[0]} is trained"
     if config.model_type not in ("llama", "mistral"):
         return f"a {config.model_type} has other layers than a Llama"
     if config.hidden_act != "silu":
@@ -26,6 +29,8 @@ def why_not(config) -> str | None:
         return "its projections have biases"
     if getattr(config, "sliding_window", None):
         return "its attention has a window"
+    if (config.rope_parameters or {}).get("rope_type") in ("dynamic", "longrope"):
+        return "its rotary embedding depends on what else is in the pack"
     if (config.rope_parameters or {}).get("partial_rotary_factor", 1.0) != 1.0:
         return "it rotates a part of each head only"
     return None
@@ -80,17 +85,21 @@ class FastLlama:
         workspace = None if resident else Workspace()
         modules = base.model.layers
         self.layers = [Layer.of(module, dtype, workspace, last=module is modules[-1]) for module in modules]
-        self.factors = Factors([weight for layer in self.layers for weight in layer.weights])
+        self.weights = [weight for layer in self.layers for weight in layer.weights]
+        self.factors = Factors(self.weights)
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.heads = Heads(config.num_attention_heads, config.num_key_value_heads, size)
 
-    def loss(self, pack: Pack, refreshed: bool = False) -> Tensor:
+    def loss(self, pack: Pack, refreshed: bool = False, training: bool = True) -> Tensor:
         """Sum of the labels' cross-entropies, float32; the caller divides by how many there are.
 
         Args:
             pack: on the model's device.
             refreshed: no optimizer has stepped since the last pack.
+            training: whether the adapter's dropout drops.
         """
+        for weight in self.weights:
+            weight.dropping = training
         if not refreshed:
             self.factors.refresh()
         x, delta = self.embeddings(pack.input_ids).to(self.dtype), None
@@ -99,7 +108,7 @@ class FastLlama:
             if self.recompute == "full":
                 x = x if delta is None else x + delta
                 x, delta = checkpoint(self._layer, layer, x, None, rotary, pack, use_reentrant=False,
-                                      preserve_rng_state=layer.down.dropout > 0)
+                                      preserve_rng_state=any(weight.dropout for weight in layer.weights))
             else:
                 x, delta = self._layer(layer, x, delta, rotary, pack)
         x, delta = self._last_layer(self.layers[-1], x, delta, rotary, pack)

@@ -37,4 +37,4 @@ class LabelLoss(Function):
     @staticmethod
     def backward(ctx, d_loss):
         gradient, = ctx.saved_tensors
-        return gradient * d_loss, None, None  # a scalar tensor: multiplied in float32, the dtype stays
+        return (gradient.float() * d_loss).to(gradient.dtype), None, None  # one over the labels is no half-precision number

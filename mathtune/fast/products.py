@@ -48,7 +48,7 @@ def forward_product(x: torch.Tensor, joined: JoinedWeight, mask: torch.Tensor | 
     wide = widen(x, joined.rank)
     lora_input = wide[:, joined.inputs:]
     if joined.rank:
-        if joined.dropout and mask is None:
+        if joined.dropout and joined.dropping and mask is None:
             mask = torch.rand(x.shape, device=x.device) >= joined.dropout
         kept = x if mask is None else dropped(x, mask, joined.dropout)
         torch.mm(kept, joined.down.t(), out=lora_input)

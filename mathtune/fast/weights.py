@@ -83,6 +83,7 @@ class JoinedWeight:
         self.outputs = sum(one.size for one in self.projections)
         self.rank = -(-sum(one.rank for one in self.projections) // ALIGNED) * ALIGNED
         self.dropout = max(one.dropout for one in self.projections)
+        self.dropping = True  # False while nothing is trained
         self.shape = (self.outputs + self.rank, self.inputs + self.rank)
         self._workspace = workspace
         options = {"dtype": dtype, "device": self.projections[0].weight.device}
