@@ -113,6 +113,14 @@ class PackedTrainer(Trainer):
         self.note_loss = note_loss
         self.tokens_seen = 0
 
+    def release(self) -> None:
+        """Gives back the memory of adapter, gradients and optimizer. Trainer and its callbacks know each other in circles: it
+        would go when Python next looks for those, and the next chunk would be planned without it."""
+        if self.optimizer:
+            self.optimizer.state.clear()
+        for parameter in self.trained:
+            parameter.grad, parameter.data = None, parameter.data.new_empty(0)
+
     def get_train_dataloader(self) -> DataLoader:
         """The steps as they come. Accelerate must not shard them: every rank has its own packs of every step."""
         return DataLoader(self.train_dataset, batch_size=None, collate_fn=_as_it_is)

@@ -1,6 +1,5 @@
 """Trains one chunk: a LoRA adapter over the frozen base, on packs of examples, loss on the completion only."""
 
-import gc
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,6 @@ def train_chunk(job: SftJob, base: Base, emit: Emit, ranks: Ranks = ALONE) -> di
             outcome = run.finished or _train(job, base, adapted, tokens, run, plan)
         finally:
             adapted.unload()
-            gc.collect()  # Trainer and its optimizer know each other: the next job would plan with their memory taken
         if not ranks.first:
             return {}
         if job.sft.keep_best:
@@ -60,7 +58,10 @@ def _train(job: SftJob, base: Base, adapted, tokens: Tokens, run: Run, plan: Pla
     guard = BadNumberGuard(run.order, job.sft.max_loss_jump)
     with packed(adapted, base.compute, plan):
         trainer = make_trainer(job, base, adapted, tokens, run, plan, guard.note)
-        return run_trainer(trainer, run, guard, job.sft.save_minutes)
+        try:
+            return run_trainer(trainer, run, guard, job.sft.save_minutes)
+        finally:
+            trainer.release()
 
 
 def make_order(sft: Sft, row_ids: list[int]) -> Order:
