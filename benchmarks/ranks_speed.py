@@ -1,4 +1,4 @@
-"""Tokens a second of SFT on 1, 2, 4 ... GPUs of one machine: the same 72 examples an optimizer step, shared among them.
+"""Tokens a second of SFT on 1, 2, 4 ... GPUs of one machine: the same examples an optimizer step, shared among them.
 
     python benchmarks/ranks_speed.py --shape llama-8b --gpus 1,2,4
     python benchmarks/ranks_speed.py --shape tiny --gpus 1,2 --timed 3      on a CPU: a check of the benchmark itself
@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.machine import RESULTS, describe_gpu, describe_machine, machine_line, write_results
 from benchmarks.sft_mathtune import make_job
-from benchmarks.sft_speed import MAX_LENGTH, OPTIMIZER, prepare
+from benchmarks.sft_speed import MAX_LENGTH, OPTIMIZER, prepare, result_name
 from benchmarks.sft_systems import EXAMPLES_PER_STEP, Task
 from mathtune.engine_client import EngineClient
 
@@ -76,7 +76,7 @@ def main() -> None:
                 rows[-1]["ratio"] = rows[-1]["tokens_per_second"] / alone["tokens_per_second"] * alone["gpus"]
     results = {"shape": arguments.shape, "rows": rows, "machine": {**describe_machine(), **describe_gpu()}}
     text = as_markdown(results)
-    write_results("ranks_speed", results, text, arguments.out)
+    write_results(result_name("ranks_speed", arguments.shape), results, text, arguments.out)
     print(text, flush=True)
 
 

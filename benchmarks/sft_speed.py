@@ -80,9 +80,16 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--reference", default="seed", help="the system of which the others' speed is a multiple")
     parser.add_argument("--time-limit", type=float, default=300, help="seconds of one system")
     parser.add_argument("--prepared", type=Path, help="folder of base and examples, made where absent, kept for the next call")
-    parser.add_argument("--name", default="sft_speed", help="of the result files")
+    parser.add_argument("--name", help="of the result files; default: sft_speed, unless llama-8b with its shape")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    arguments.name = arguments.name or result_name("sft_speed", arguments.shape)
+    return arguments
+
+
+def result_name(name: str, shape: str) -> str:
+    """A try on a small shape does not write over the results that are published."""
+    return name if shape == "llama-8b" else f"{name}_{shape}"
 
 
 def measure(system: System, prepared: dict[str, Any], folder: Path, arguments: argparse.Namespace,
@@ -115,7 +122,8 @@ def child(what: str, values: dict[str, Any], folder: Path, time_limit: float) ->
     task, result, log = folder / "task.json", folder / "result.json", folder / "log.txt"
     task.write_text(json.dumps(values))
     root = Path(__file__).parents[1]
-    environment = {"OMP_WAIT_POLICY": "PASSIVE",  # as the engine: spinning threads starve each other on a busy machine
+    environment = {"PYTORCH_ALLOC_CONF": "expandable_segments:True",  # as the engine
+                   "OMP_WAIT_POLICY": "PASSIVE",  # as well: spinning threads starve each other on a busy machine
                    **os.environ, "PYTHONPATH": os.pathsep.join([str(root), *sys.path]), "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, "-m", "benchmarks.sft_child", what, str(task), str(result)]
     with log.open("w") as errors:

@@ -104,6 +104,8 @@ def choose(names: list[str], variants: list[list[str]]) -> list[System]:
     chosen = []
     for name in names or SYSTEMS:
         base, _, micro_batch = name.partition("@")
+        if base not in SYSTEMS:
+            raise SystemExit(f"{base}: no such system; there are {', '.join(SYSTEMS)}")
         chosen.append(SYSTEMS[base].at(int(micro_batch)) if micro_batch else SYSTEMS[base])
     for name, *overrides in variants:
         about = f"{SYSTEMS['mathtune'].about}, {' '.join(overrides)}"

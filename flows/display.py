@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mathtune.events import Event
 
@@ -27,9 +27,10 @@ class Display:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._progress = Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24),
-                                  TextColumn("{task.fields[figures]}"), TimeElapsedColumn(), console=console, transient=True)
+                                  TextColumn("{task.fields[figures]}"), TimeElapsedColumn(), TimeRemainingColumn(),
+                                  console=console, transient=True)
         self._line: Any = None
-        self._title = ""
+        self._title = self._plan = ""
 
     def __enter__(self) -> "Display":
         self._progress.start()
@@ -70,6 +71,9 @@ class Display:
             self._progress.console.print(f"   [yellow]! {_escape(event['text'])}[/]", soft_wrap=True)
         elif kind == "end":
             self._progress.reset(self._line, total=None, description="telling Prefect", figures="")
+        elif kind == "plan" and event["text"] != self._plan:  # a run's chunks are laid out alike
+            self._plan = event["text"]
+            self._progress.console.print(f"   [dim]{_escape(self._plan)}[/]", soft_wrap=True)
         elif kind == "resumed":
             self._progress.console.print(f"   [yellow]goes on from step {event['step']}[/]")
         elif kind == "step":

@@ -7,15 +7,15 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.prepare import open_workspace
-from mathtune.chain import Entry, Link
+from mathtune.chain import Entry, Link, disagreements
 from mathtune.jobs import InspectJob, MeasureJob
 from mathtune.planner import NF4_BYTES
-from mathtune.ranges import chunk_ranges
+from mathtune.ranges import Range, chunk_ranges
 from mathtune.recipe import Model, Recipe
 from mathtune.sources import pin_source, source_identity
 from mathtune.stages import pinned_model
 from mathtune.stages.data import stage_key
-from mathtune.stages.train import open_chain
+from mathtune.stages.train import open_chain, sft_settings
 from mathtune.store import Artifact
 from mathtune.workspace import Workspace, new_execution
 
@@ -84,7 +84,7 @@ def plan_links(recipe: Recipe, pool_rows: int, entries: list[Entry], rejected: d
     steps = []
     for wanted in chunk_ranges(recipe.chunks, pool_rows):
         entry = done.get(wanted)
-        text = (f"link {entry.link.number}, {entry.verdict}, {entry.link.result['seconds']:.0f} s" if entry
+        text = (trained_text(recipe, wanted, entry) if entry
                 else "rejected as worse than its parent: --accept or --skip" if f"sft{wanted}" in rejected
                 else f"{len(wanted):,} rows")
         steps.append(Step(f"train-chunk{wanted}", entry is not None, text))
@@ -93,6 +93,15 @@ def plan_links(recipe: Recipe, pool_rows: int, entries: list[Entry], rejected: d
         steps.append(Step("grpo", refined is not None, f"{recipe.grpo.max_steps} steps of {recipe.grpo.prompts_per_step} "
                           f"prompts, {recipe.grpo.generations} completions each"))
     return steps
+
+
+def trained_text(recipe: Recipe, wanted: Range, entry: Entry) -> str:
+    """What is known of a range's link, and whether this recipe would be refused it."""
+    link = entry.link
+    settings = {name: value for name, value in link.decided_by.items() if name != "rows"}
+    different = disagreements(settings, sft_settings(recipe, wanted))
+    refused = f"; by another recipe ({', '.join(different)}): run refuses it, chain=NEW" if different else ""
+    return f"link {link.number}, {entry.verdict}, {link.result['seconds']:.0f} s{refused}"
 
 
 def measure(work: Workspace, base: dict[str, Any], parts: Artifact) -> dict[str, Any]:
@@ -129,8 +138,9 @@ def token_lines(recipe: Recipe, tokens: dict[str, Any] | None, entries: list[Ent
     trained = [entry.link for entry in entries if entry.link.kind == "sft"]
     if left and trained:
         speed = sum(link.result["examples"] for link in trained) / sum(link.result["seconds"] for link in trained)
-        minutes = left / speed / 60
-        lines.append(f"time      about {minutes:.0f} min for {left:,} rows, at this chain's {speed:,.1f} rows/s so far")
+        seconds = left / speed
+        lasts = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+        lines.append(f"time      about {lasts} for {left:,} rows, at this chain's {speed:,.1f} rows/s so far")
     elif left:
         lines.append(f"time      {left:,} rows, about {left * tokens['mean']:,.0f} tokens; known after the first chunk")
     return lines

@@ -95,7 +95,9 @@ class Layout:
         wishes = Wishes(pack_tokens or hardware.pack_tokens, hardware.recompute, hardware.resident)
         try:
             return plan_step(self.shape, training, available, sizes.ordinary, largest, sizes.longest, wishes)
-        except MachineError:
+        except MachineError as error:
+            if pack_tokens is None and hardware.memory_gib:
+                raise MachineError(error.what, where="hardware.memory_gib", remedy="raise it, or leave it out") from error
             if pack_tokens is None:
                 raise
             # what was begun goes on with its packs, as lean as can be; where they do not fit they are halved
@@ -108,13 +110,18 @@ def free_bytes(compute: Compute, hardware: Hardware) -> int:
     """Bytes that a training may take beside the base that is loaded: of the card, or of what ``memory_gib`` leaves of it; on a
     CPU a share of all that there is, since what is free there changes with what else runs."""
     if compute.device.type == "cpu":
-        return int((hardware.memory_gib * GIB if hardware.memory_gib else host_bytes()) * CPU_SHARE)
+        return int(allowed_bytes(hardware, int(host_bytes() * CPU_SHARE)) / hardware.gpus)
     free, _ = torch.cuda.mem_get_info(compute.device)
     held, used = torch.cuda.memory_reserved(compute.device), torch.cuda.memory_allocated(compute.device)
     free += held - used
     if hardware.memory_gib:
         free = min(free, int(hardware.memory_gib * GIB) - CONTEXT - used)
     return free
+
+
+def allowed_bytes(hardware: Hardware, there: int) -> int:
+    """What the recipe leaves of so many bytes."""
+    return min(there, int(hardware.memory_gib * GIB)) if hardware.memory_gib else there
 
 
 def host_bytes() -> int:
@@ -129,4 +136,4 @@ def whole_bytes(compute: Compute, hardware: Hardware) -> int:
     if compute.device.type == "cpu":
         return free_bytes(compute, hardware)
     total = torch.cuda.get_device_properties(compute.device).total_memory
-    return (int(hardware.memory_gib * GIB) if hardware.memory_gib else total) - CONTEXT
+    return allowed_bytes(hardware, total) - CONTEXT

@@ -133,7 +133,7 @@ class Plan:
     fast: bool
 
     def __str__(self) -> str:
-        weights = "weights kept in the compute dtype" if self.resident else "weights made from NF4 in every pass"
+        weights = "weights kept dequantised" if self.resident else "weights made from NF4 in every pass"
         again = {"none": "nothing computed twice", "selective": "MLP's inner products computed twice",
                  "full": "layers computed twice"}[self.recompute]
         weights = weights if self.fast else "transformers' own layers"
@@ -158,21 +158,25 @@ def plan_step(shape: Shape, training: Training, available: int, step_tokens: int
         MachineError: not even the longest example fits.
     """
     wishes = wishes or Wishes()
-    usable, found = int(available * USABLE), []
+    usable, found, needed = int(available * USABLE), [], []
     for recompute, resident in product(_levels(shape, wishes), _residencies(shape, wishes)):
         fixed, per_token = fixed_bytes(shape, training, resident), token_bytes(shape, training, recompute)
         room, most = (usable - fixed) // per_token, max(largest_step, longest)
-        if room >= min(wishes.pack_tokens or longest, most):
+        least = max(wishes.pack_tokens or 0, longest)  # an example that is longer than a pack is one by itself
+        needed.append(int((fixed + per_token * min(least, most)) / USABLE))
+        if room >= min(least, most):
             tokens = wishes.pack_tokens or min(max(room // ROUNDED * ROUNDED, longest), most)
             packs = -(-step_tokens // tokens)
-            size = fixed + per_token * -(-step_tokens // packs)
+            size = fixed + per_token * max(longest, -(-step_tokens // packs))
             found.append((_cost(step_tokens, packs, recompute, resident),
                           Plan(tokens, recompute, resident, packs, size, available, shape.fast)))
     if found:
         return min(found, key=lambda pair: pair[0])[1]
-    raise MachineError(f"a pack of {wishes.pack_tokens or longest} tokens does not fit {available / GIB:.1f} GiB",
-                       where="memory", remedy="a smaller hardware.pack_tokens" if wishes.pack_tokens else
-                       "a shorter model.max_length, a smaller base, or more memory")
+    fixed = ", ".join(f"hardware.{name}" for name, value in vars(wishes).items() if value is not None)
+    raise MachineError(
+        f"training {max(wishes.pack_tokens or 0, longest)} tokens at a time needs {min(needed) / GIB:.2g} GiB beside the base, "
+        f"{max(0, available) / GIB:.2g} are free for it", where="memory",
+        remedy=f"leave {fixed} to the planner" if fixed else "a shorter model.max_length, a smaller base, or more memory")
 
 
 def _cost(step_tokens: int, packs: int, recompute: Recompute, resident: bool) -> float:

@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.torch import load_file
 from transformers import TrainingArguments, set_seed
 
 from mathtune.adapters import WEIGHTS, adapter_digest, attach, save_adapter, towers
 from mathtune.events import Emit
+from mathtune.fast.llama import why_not
 from mathtune.guards import BadNumberGuard
 from mathtune.jobs import SftJob
 from mathtune.layout import Layout, StepSizes, free_bytes, shape_of
@@ -16,7 +18,7 @@ from mathtune.models import Base, borrowed
 from mathtune.order import Order, lay_out
 from mathtune.packed_model import packed
 from mathtune.packed_trainer import NoteLoss, PackedSteps, PackedTrainer, cut_step
-from mathtune.planner import Plan
+from mathtune.planner import GIB, Plan
 from mathtune.ranks import ALONE, Ranks
 from mathtune.recipe import Sft
 from mathtune.resume import Run, open_run
@@ -28,7 +30,7 @@ def train_chunk(job: SftJob, base: Base, emit: Emit, ranks: Ranks = ALONE) -> di
     """Trains the job's examples, together with the other ranks, and writes the adapter to ``job.output``.
 
     Returns:
-        steps, seconds, curve, redone, pack_tokens, adapter_digest.
+        steps, seconds, curve, redone, pack_tokens, adapter_digest, peak_gib (torch's, of a GPU).
     """
     tokens = read_tokens(Path(job.tokens))
     order = make_order(job.sft, tokens.row_ids.tolist())
@@ -39,10 +41,16 @@ def train_chunk(job: SftJob, base: Base, emit: Emit, ranks: Ranks = ALONE) -> di
     planned = layout.plan(free).pack_tokens
     with open_run(job, base, order, emit, planned, sizes.longest, ranks) as run, borrowed(base) as model:
         plan = layout.plan(free, run.budget)
-        emit("plan", text=str(plan), pack_tokens=plan.pack_tokens, recompute=plan.recompute, resident=plan.resident)
+        why = why_not(base.model.config, job.lora.targets)
+        emit("plan", text=f"{plan} ({why})" if why else str(plan), pack_tokens=plan.pack_tokens,
+             recompute=plan.recompute, resident=plan.resident)
         adapted = attach(model, job.lora, Path(job.start_adapter) if job.start_adapter else None)
+        on_gpu = base.compute.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
         try:
             outcome = run.finished or _train(job, base, adapted, tokens, run, plan)
+            outcome["peak_gib"] = torch.cuda.max_memory_allocated() / GIB if on_gpu else None
         finally:
             adapted.unload()
         if not ranks.first:

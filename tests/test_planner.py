@@ -63,7 +63,7 @@ def test_large_cards_hold_a_step_in_one_pack_with_weights_kept():
 
 def test_a_small_card_computes_again_before_it_gives_up():
     assert plan(24).recompute == "none" and plan(9.2).recompute != "none"
-    with pytest.raises(MachineError, match="1024 tokens does not fit"):
+    with pytest.raises(MachineError, match="training 1024 tokens at a time needs"):
         plan(7)
 
 

@@ -13,7 +13,7 @@ from mathtune.errors import ChainError
 from mathtune.jobs import GrpoJob, InspectJob, Place, SftJob
 from mathtune.locks import Lease, leased
 from mathtune.ranges import Range, check_follows, replayed_positions
-from mathtune.recipe import Lora
+from mathtune.recipe import Lora, Recipe
 from mathtune.stages import Outcome, pinned_model
 from mathtune.stages.data import pool_rows
 from mathtune.stages.tokens import tokenised
@@ -205,13 +205,16 @@ SILENT = {"save_every", "save_minutes", "max_loss_jump"}  # they change nothing 
 
 
 def sft_decisions(work: Workspace, wanted: Range, rows: Artifact) -> dict[str, Any]:
-    """All that decides an SFT link besides its parent and the chain's pins. How often it is evaluated changes nothing,
-    unless the best step is kept."""
-    recipe = work.recipe
+    """All that decides an SFT link besides its parent and the chain's pins."""
+    return {"rows": rows.files["rows.parquet"], **sft_settings(work.recipe, wanted)}
+
+
+def sft_settings(recipe: Recipe, wanted: Range) -> dict[str, Any]:
+    """What the recipe alone decides of a link. How often it is evaluated changes nothing, unless the best step is kept."""
     silent = SILENT | (set() if recipe.sft.keep_best else {"evaluate_every", "evaluate_rows"})
-    return {"start": wanted.start, "end": wanted.end, "rows": rows.files["rows.parquet"],
-            "sft": recipe.sft.model_dump(mode="json", exclude=silent), "dropout": recipe.lora.dropout,
-            "max_length": recipe.model.max_length, "overlong": recipe.model.overlong, "dtype": recipe.model.dtype}
+    return {"start": wanted.start, "end": wanted.end, "sft": recipe.sft.model_dump(mode="json", exclude=silent),
+            "dropout": recipe.lora.dropout, "max_length": recipe.model.max_length, "overlong": recipe.model.overlong,
+            "dtype": recipe.model.dtype}
 
 
 def grpo_decisions(work: Workspace, rows: Artifact) -> dict[str, Any]:
@@ -240,8 +243,10 @@ def new_link(base: dict[str, Any], number: int, parent: Link | None, kind: str, 
 
 
 def training_summary(link: Link) -> str:
-    """Steps, first and last loss (or reward), seconds, and for SFT the real tokens a second, for people."""
+    """Steps, first and last loss (or reward), seconds, for SFT the real tokens a second, a GPU's peak memory."""
     steps, seconds = link.result["curve"]["steps"], link.result["seconds"]
     figure = "reward" if link.kind == "grpo" else "loss"
     speed = f", {steps[-1]['tokens'] / seconds:,.0f} tokens/s" if link.kind == "sft" else ""
-    return f"{link.result['steps']} steps, {figure} {steps[0][figure]:.3f} → {steps[-1][figure]:.3f}, {seconds:.0f} s{speed}"
+    peak = f", peak {link.result['peak_gib']:.1f} GiB" if link.result.get("peak_gib") else ""
+    return (f"{link.result['steps']} steps, {figure} {steps[0][figure]:.3f} → {steps[-1][figure]:.3f}, {seconds:.0f} s"
+            f"{speed}{peak}")
