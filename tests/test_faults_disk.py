@@ -215,6 +215,9 @@ def test_staging_lies_on_the_file_system_of_its_target(mount, tiny_base, six_ste
     assert chain.links() == [made] and made.adapter_digest == six_steps
 
 
+FRESH_BUFFERS = {"MALLOC_MMAP_THRESHOLD_": str(2**16)}  # one from 64 KiB on is given back when freed, and asked for again
+
+
 @pytest.fixture
 def engine_job(tiny_base, tmp_path):
     """Runs a job in an engine and calls ``strike`` once with the engine's process, at the third step."""
@@ -244,7 +247,7 @@ def test_an_engine_that_the_hosts_memory_killer_took_ends_with_the_same_bytes_in
         if limit is None:
             pytest.skip("the memory controller is not enabled here")
         limit.write_text(str(2**18))
-        result = engine_job(lambda pid: (group / "cgroup.procs").write_text(str(pid)))
+        result = engine_job(lambda pid: (group / "cgroup.procs").write_text(str(pid)), **FRESH_BUFFERS)
         killed = next(group / name for name in ("memory.oom_control", "memory.events") if (group / name).exists())
         assert "oom_kill 1" in killed.read_text()
     finally:
@@ -260,8 +263,7 @@ def test_an_engine_whose_host_gives_no_more_memory_is_replaced_by_one_that_needs
         has = int(re.search(r"VmSize:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) * 1024
         resource.prlimit(pid, resource.RLIMIT_AS, (has - 2**22, has - 2**22))
 
-    # every buffer from 64 KiB on is given back when it is freed, and asked for again
-    result = engine_job(limit, MALLOC_MMAP_THRESHOLD_=str(2**16))
+    result = engine_job(limit, **FRESH_BUFFERS)
     assert len(result["incidents"]) == 1 and "the host's memory is exhausted" in result["incidents"][0]
     assert result["pack_tokens"] == 256 and result["steps"] == 6
 

@@ -85,7 +85,7 @@ def test_all_systems_run_on_a_tiny_shape_and_see_the_same_tokens(tmp_path):
          "--systems", "seed,trl-tuned,trl-packed,unsloth,mathtune", "--out", str(tmp_path)],
         cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    results = json.loads((tmp_path / "sft_speed.json").read_text())
+    results = json.loads((tmp_path / "sft_speed_tiny.json").read_text())
     systems = {system["system"]: system for system in results["systems"]}
     assert systems.pop("unsloth")["status"] == "skipped"  # there is no GPU in a test
     for system in systems.values():
@@ -99,6 +99,6 @@ def test_all_systems_run_on_a_tiny_shape_and_see_the_same_tokens(tmp_path):
     reference = systems["trl-tuned"]["first_loss"]  # before the first update, so rounding apart it is the same whoever trains
     assert all(system["first_loss"] == pytest.approx(reference, rel=1e-5) for system in systems.values())
     assert results["floor"] > 0 and "torch" in results["machine"]["versions"]
-    assert as_markdown(results) == (tmp_path / "sft_speed.md").read_text()
-    assert (tmp_path / "sft_speed.png").stat().st_size > 5_000
+    assert as_markdown(results) == (tmp_path / "sft_speed_tiny.md").read_text()
+    assert (tmp_path / "sft_speed_tiny.png").stat().st_size > 5_000
     assert "trl-packed" in ran.stdout.rpartition("tokens/s")[0]
