@@ -14,19 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import RESULTS, describe_gpu, describe_machine, machine_line, write_results
-from benchmarks.sft_mathtune import make_job
-from benchmarks.sft_speed import MAX_LENGTH, OPTIMIZER, prepare, result_name
-from benchmarks.sft_systems import EXAMPLES_PER_STEP, Task
+from benchmarks.sft_mathtune import job_of
+from benchmarks.sft_speed import MAX_LENGTH, prepare, result_name
+from benchmarks.sft_systems import EXAMPLES_PER_STEP
 from mathtune.engine_client import EngineClient
 
 
 def measure(gpus: int, per_step: int, prepared: dict[str, Any], folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Median tokens a second and the losses of one number of GPUs."""
-    folder.mkdir(parents=True)
-    task = Task(system="mathtune", kind="mathtune", base=prepared["base"], tokens=prepared["tokens"], folder=str(folder),
-                max_length=MAX_LENGTH[arguments.shape], warmup=arguments.warmup, timed=arguments.timed, per_step=per_step,
-                micro_batch=0, optimizer=OPTIMIZER,
-                settings={"overrides": [f"hardware.gpus={gpus}", f"hardware.device={'cuda' if prepared['gpu'] else 'cpu'}"]})
+    device = "cuda" if prepared["gpu"] else "cpu"
+    job = job_of(prepared, arguments.shape, folder, per_step, arguments.warmup + arguments.timed,
+                 [f"hardware.gpus={gpus}", f"hardware.device={device}"])
     steps: list[tuple[float, dict[str, Any]]] = []
 
     def listen(event: dict[str, Any]) -> None:
@@ -36,7 +34,7 @@ def measure(gpus: int, per_step: int, prepared: dict[str, Any], folder: Path, ar
             print(f"  {event['text']}", flush=True)
 
     with EngineClient(folder / "engine.log", listen) as client:
-        client.run(make_job(task))
+        client.run(job)
     timed = steps[arguments.warmup - 1:]
     rates = [(after["tokens"] - before["tokens"]) / (end - begin)
              for (begin, before), (end, after) in zip(timed, timed[1:], strict=False)]

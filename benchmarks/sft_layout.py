@@ -24,9 +24,9 @@ import mathtune.attention
 import mathtune.fast.attention
 import mathtune.layout
 from benchmarks.machine import RESULTS, describe_gpu, describe_machine, machine_line, write_results
-from benchmarks.sft_mathtune import make_job
-from benchmarks.sft_speed import MAX_LENGTH, OPTIMIZER, prepare
-from benchmarks.sft_systems import EXAMPLES_PER_STEP, Task
+from benchmarks.sft_mathtune import job_of
+from benchmarks.sft_speed import MAX_LENGTH, prepare
+from benchmarks.sft_systems import EXAMPLES_PER_STEP
 from mathtune.devices import Compute
 from mathtune.engine import Engine
 from mathtune.errors import MathtuneError
@@ -40,14 +40,6 @@ from mathtune.tokens import read_tokens
 # GiB that nvidia-smi shows of a card sold with so many GB
 USABLE = {16: 14.6, 24: 23.5, 40: 39.4, 48: 47.4, 80: 79.1, 141: 139.8}
 T4 = 16  # a card of this size is one: float16, and no flash kernel, so that attention takes padded buckets
-
-
-def job_of(prepared: dict[str, Any], folder: Path, steps: int, overrides: list[str]) -> SftJob:
-    folder.mkdir(parents=True)
-    return make_job(Task(
-        system="mathtune", kind="mathtune", base=prepared["base"], tokens=prepared["tokens"], folder=str(folder),
-        max_length=MAX_LENGTH[prepared["shape"]], warmup=0, timed=steps, per_step=EXAMPLES_PER_STEP, micro_batch=0,
-        optimizer=OPTIMIZER, settings={"overrides": overrides}))
 
 
 def planned(job: SftJob, card: float) -> dict[str, Any]:
@@ -86,10 +78,11 @@ def trained(engine: Engine, events: list[dict[str, Any]], job: SftJob) -> dict[s
             "tokens_per_second": (steps[-1]["tokens"] - steps[0]["tokens"]) / (len(steps) - 1) / seconds}
 
 
-def gap(engine: Engine, events: list[dict[str, Any]], prepared: dict[str, Any], folder: Path) -> dict[str, float]:
+def gap(engine: Engine, events: list[dict[str, Any]], prepared: dict[str, Any], shape: str, folder: Path) -> dict[str, float]:
     """Seconds between two chunks in which the GPU does nothing."""
-    first = job_of(prepared, folder / "first", 5, [])
-    second = job_of(prepared, folder / "second", 5, []).model_copy(update={"start_adapter": first.output})
+    first = job_of(prepared, shape, folder / "first", EXAMPLES_PER_STEP, 5, [])
+    second = job_of(prepared, shape, folder / "second", EXAMPLES_PER_STEP, 5, [])
+    second = second.model_copy(update={"start_adapter": first.output})
     events.clear()
     engine.run(first)
     ended, before = time.monotonic(), len(events)
@@ -113,12 +106,12 @@ def main() -> None:
     here, rows = torch.cuda.get_device_properties(0).total_memory / GIB, []
     with tempfile.TemporaryDirectory(prefix="mathtune-layout-") as name:
         folder = Path(name)
-        prepared = {**prepare(arguments.prepared or folder / "prepared", arguments.shape, arguments.layers),
-                    "shape": arguments.shape}
-        between = gap(engine, events, prepared, folder / "gap")
+        prepared = prepare(arguments.prepared or folder / "prepared", arguments.shape, arguments.layers)
+        between = gap(engine, events, prepared, arguments.shape, folder / "gap")
         for card in map(int, arguments.cards.split(",")):
             as_a_t4 = ["model.dtype=float16"] if card == T4 else []
-            job = job_of(prepared, folder / str(card), 4, [f"hardware.memory_gib={USABLE[card]}", *as_a_t4])
+            job = job_of(prepared, arguments.shape, folder / str(card), EXAMPLES_PER_STEP, 4,
+                         [f"hardware.memory_gib={USABLE[card]}", *as_a_t4])
             with without_flash() if card == T4 else nullcontext():
                 rows.append({"card": card, "usable_gib": USABLE[card], **planned(job, USABLE[card])})
                 if USABLE[card] < here + 1:

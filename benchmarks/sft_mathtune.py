@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.sft_clock import Clock
+from benchmarks.sft_speed import MAX_LENGTH, OPTIMIZER
 from benchmarks.sft_systems import LEARNING_RATE, Task
 from mathtune.jobs import Place, SftJob
 from mathtune.models import load_base
@@ -29,6 +30,15 @@ def train(task: Task, clock: Clock) -> dict[str, Any]:
     clock.start()
     train_chunk(job, base, listen)
     return {"pack_tokens": plan["pack_tokens"], "plan": plan["text"]}
+
+
+def job_of(prepared: dict[str, Any], shape: str, folder: Path, per_step: int, steps: int, overrides: list[str]) -> SftJob:
+    """A job of so many steps on what was prepared for a shape, below ``folder``, which is made."""
+    folder.mkdir(parents=True)
+    return make_job(Task(
+        system="mathtune", kind="mathtune", base=prepared["base"], tokens=prepared["tokens"], folder=str(folder),
+        max_length=MAX_LENGTH[shape], warmup=0, timed=steps, per_step=per_step, micro_batch=0, optimizer=OPTIMIZER,
+        settings={"overrides": overrides}))
 
 
 def make_job(task: Task) -> SftJob:

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 from mathtune.attention import attention_path
 from mathtune.devices import Compute
 from mathtune.errors import MachineError
-from mathtune.fast.llama import why_not
+from mathtune.fast.llama import head_size, why_not
 from mathtune.order import Order
 from mathtune.planner import CONTEXT, GIB, ROUNDED, Plan, Shape, Training, Wishes, lora_parameters, plan_step
 from mathtune.recipe import Hardware, Lora
@@ -59,7 +59,7 @@ class StepSizes:
 def shape_of(config: PretrainedConfig, compute: Compute, lora: Lora) -> Shape:
     """What the planner needs of a model, or of its text part. Where a configuration has no name for a width it is the usual."""
     text = config.get_text_config()
-    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    size = head_size(text)
     inner = next((wide for name in INNER if (wide := getattr(text, name, None))), 4 * text.hidden_size)
     return Shape(layers=text.num_hidden_layers, hidden=text.hidden_size, inner=inner,
                  query_heads=text.num_attention_heads,

@@ -44,12 +44,17 @@ class Rotary:
         """Of some tokens."""
         return Rotary(self.cos[index], self.sin[index])
 
+    @property
+    def back(self) -> "Rotary":
+        """The way back, which gradients take."""
+        return Rotary(self.cos, -self.sin)
+
 
 def attend(joint: Tensor, heads: Heads, rotary: Rotary, pack: Pack, room: int) -> Tensor:
     """Attention of a joined query, key, value [N, (Hq + 2 Hk) D]: [N, Hq D]. ``room``: behind its gradient's rows."""
     if attention_path(joint.device, joint.dtype, heads.size) == "varlen":
         return _Attention.apply(joint, heads, rotary, pack, room)
-    queries, keys, values = (part.unflatten(1, (-1, heads.size)) for part in joint.split(heads.widths, dim=1))
+    queries, keys, values = _by_head(joint, heads.widths, heads)
     return packed_attention(_rotated(queries, rotary), _rotated(keys, rotary), values, pack, heads.scale).flatten(1)
 
 
@@ -60,6 +65,11 @@ def attend_labels(queries: Tensor, joint: Tensor, heads: Heads, rotary: Rotary, 
     everywhere = queries.new_zeros(len(joint), queries.shape[1]).index_copy(0, pack.label_index, queries)
     whole = torch.cat([everywhere, joint], dim=1)
     return attend(whole, heads, rotary, pack, 0).index_select(0, pack.label_index)
+
+
+def _by_head(joint: Tensor, widths: list[int], heads: Heads) -> list[Tensor]:
+    """The parts of a joined [N, columns], each as [N, heads, D]: views."""
+    return [part.unflatten(1, (-1, heads.size)) for part in joint.split(widths, dim=1)]
 
 
 def _rotated(x: Tensor, rotary: Rotary) -> Tensor:
@@ -117,55 +127,61 @@ def gather_key_gradients(spread: Tensor, pack: Pack) -> Tensor:
     return fold(spread, pack.own_index, prefix_places(pack)) if pack.prefix else spread
 
 
+def _forward(ctx, query: Tensor, key: Tensor, value: Tensor, heads: Heads, rotary: Rotary, pack: Pack,
+             sequences: _Sequences) -> Tensor:
+    """Attention of rotated queries to keys that are not yet; keeps what the backward pass needs."""
+    key, value = spread_keys(_rotated_copy(key, rotary), pack), spread_keys(value, pack)
+    out, lse, random, unused = _flash(query, key, value, sequences, heads.scale)
+    ctx.save_for_backward(query, key, value, out, lse, random, unused)
+    ctx.heads, ctx.rotary, ctx.pack, ctx.sequences = heads, rotary, pack, sequences
+    return out.flatten(1)
+
+
+def _backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the rotated queries, and of keys and values as they are laid out."""
+    return _flash_backward(grad.unflatten(1, (-1, ctx.heads.size)), *ctx.saved_tensors, ctx.sequences, ctx.heads.scale)
+
+
+def _fill_key_gradients(dk: Tensor, dv: Tensor, back: Rotary, pack: Pack, keys: Tensor, values: Tensor) -> None:
+    """Writes the gradients of the tokens' own keys and values into ``keys`` and ``values``."""
+    rotate(gather_key_gradients(dk, pack), back.cos, back.sin, keys)
+    values.copy_(gather_key_gradients(dv, pack))
+
+
 class _Attention(Function):
     @staticmethod
     def forward(ctx, joint, heads, rotary, pack, room):
-        query, key, value = (part.unflatten(1, (-1, heads.size)) for part in joint.split(heads.widths, dim=1))
-        query = _rotated_copy(query, rotary)
-        key, value = spread_keys(_rotated_copy(key, rotary), pack), spread_keys(value, pack)
-        sequences = _Sequences.of_all(pack)
-        out, lse, random, unused = _flash(query, key, value, sequences, heads.scale)
-        ctx.save_for_backward(query, key, value, out, lse, random, unused)
-        ctx.heads, ctx.rotary, ctx.pack, ctx.sequences, ctx.room = heads, rotary, pack, sequences, room
-        return out.flatten(1)
+        query, key, value = _by_head(joint, heads.widths, heads)
+        ctx.room = room
+        return _forward(ctx, _rotated_copy(query, rotary), key, value, heads, rotary, pack, _Sequences.of_all(pack))
 
     @staticmethod
     def backward(ctx, grad):
-        heads, back = ctx.heads, Rotary(ctx.rotary.cos, -ctx.rotary.sin)
-        query, *rest = ctx.saved_tensors
-        dq, dk, dv = _flash_backward(grad.unflatten(1, (-1, heads.size)), query, *rest, ctx.sequences, heads.scale)
-        joint = room_for(len(grad), sum(heads.widths), ctx.room, grad)
-        queries, keys, values = (part.unflatten(1, (-1, heads.size)) for part in joint.split(heads.widths, dim=1))
+        dq, dk, dv = _backward(ctx, grad)
+        back = ctx.rotary.back
+        joint = room_for(len(grad), sum(ctx.heads.widths), ctx.room, grad)
+        queries, keys, values = _by_head(joint, ctx.heads.widths, ctx.heads)
         rotate(dq, back.cos, back.sin, queries)
-        rotate(gather_key_gradients(dk, ctx.pack), back.cos, back.sin, keys)
-        values.copy_(gather_key_gradients(dv, ctx.pack))
+        _fill_key_gradients(dk, dv, back, ctx.pack, keys, values)
         return joint, None, None, None, None
 
 
 class _LabelAttention(Function):
     @staticmethod
     def forward(ctx, queries, joint, heads, rotary, pack):
-        key, value = (part.unflatten(1, (-1, heads.size)) for part in joint.split(heads.widths[1:], dim=1))
-        at_labels = rotary.at(pack.label_index)
-        query = _rotated_copy(queries.unflatten(1, (-1, heads.size)), at_labels)
-        key, value = spread_keys(_rotated_copy(key, rotary), pack), spread_keys(value, pack)
-        sequences = _Sequences.of_labels(pack)
-        out, lse, random, unused = _flash(query, key, value, sequences, heads.scale)
-        ctx.save_for_backward(query, key, value, out, lse, random, unused)
-        ctx.heads, ctx.rotary, ctx.at_labels, ctx.pack, ctx.sequences = heads, rotary, at_labels, pack, sequences
-        return out.flatten(1)
+        key, value = _by_head(joint, heads.widths[1:], heads)
+        ctx.at_labels = rotary.at(pack.label_index)
+        query = _rotated_copy(queries.unflatten(1, (-1, heads.size)), ctx.at_labels)
+        return _forward(ctx, query, key, value, heads, rotary, pack, _Sequences.of_labels(pack))
 
     @staticmethod
     def backward(ctx, grad):
-        heads, pack = ctx.heads, ctx.pack
-        query, *rest = ctx.saved_tensors
-        dq, dk, dv = _flash_backward(grad.unflatten(1, (-1, heads.size)), query, *rest, ctx.sequences, heads.scale)
-        queries = torch.empty_like(dq)
-        rotate(dq, ctx.at_labels.cos, -ctx.at_labels.sin, queries)
+        dq, dk, dv = _backward(ctx, grad)
+        queries, back, pack = torch.empty_like(dq), ctx.at_labels.back, ctx.pack
+        rotate(dq, back.cos, back.sin, queries)
         if pack.prefix:  # the kernel leaves what no sequence reads: the prefix's own keys
             dk[:pack.prefix], dv[:pack.prefix] = 0, 0
-        joint = room_for(len(pack.input_ids), sum(heads.widths[1:]), 0, grad)
-        keys, values = (part.unflatten(1, (-1, heads.size)) for part in joint.split(heads.widths[1:], dim=1))
-        rotate(gather_key_gradients(dk, pack), ctx.rotary.cos, -ctx.rotary.sin, keys)
-        values.copy_(gather_key_gradients(dv, pack))
+        widths = ctx.heads.widths[1:]
+        joint = room_for(len(pack.input_ids), sum(widths), 0, grad)
+        _fill_key_gradients(dk, dv, ctx.rotary.back, pack, *_by_head(joint, widths, ctx.heads))
         return queries.flatten(1), joint, None, None, None

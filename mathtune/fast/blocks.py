@@ -21,6 +21,13 @@ def _normed(x: Tensor, delta: Tensor | None, norm, extra: int) -> tuple[Tensor, 
     return total, normed, scale
 
 
+def _norm_gradient(d_normed: Tensor, total: Tensor, norm, scale: Tensor, d_total: Tensor, room: int) -> tuple[Tensor, Tensor]:
+    """Gradient of the sum, from its norm and from elsewhere, and the norm once more."""
+    dx, normed = room_for(*total.shape, room, total), torch.empty_like(total)
+    norm_backward(d_normed, total, norm.weight, scale, d_total, dx, normed)
+    return dx, normed
+
+
 class AddNorm(Function):
     """``x + delta`` and its RMS norm, both [N, H]."""
 
@@ -34,8 +41,7 @@ class AddNorm(Function):
     @staticmethod
     def backward(ctx, d_total, d_normed):
         total, scale = ctx.saved_tensors
-        dx, again = room_for(*total.shape, ctx.room, total), torch.empty_like(total)
-        norm_backward(d_normed, total, ctx.norm.weight, scale, d_total, dx, again)
+        dx, _ = _norm_gradient(d_normed, total, ctx.norm, scale, d_total, ctx.room)
         return dx, dx if ctx.adds else None, None, None
 
 
@@ -53,14 +59,13 @@ class NormLinear(Function):
     @staticmethod
     def backward(ctx, d_total, dy):
         total, scale, lora_input, mask = ctx.saved_tensors
-        saved, norm, normed = Saved(lora_input, mask), ctx.norm, torch.empty_like(total)
+        saved, norm = Saved(lora_input, mask), ctx.norm
         needed = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         d_normed, dlora = input_gradient(dy, ctx.joined, saved, needed)
-        dx = None
         if needed:
-            dx = room_for(*total.shape, ctx.room, total)
-            norm_backward(d_normed, total, norm.weight, scale, d_total, dx, normed)
+            dx, normed = _norm_gradient(d_normed, total, norm, scale, d_total, ctx.room)
         else:  # the first layer: nothing before it is trained
+            dx, normed = None, torch.empty_like(total)
             renorm(total, norm.weight, scale, normed)
         return dx, dx if ctx.adds else None, None, None, None, *adapter_gradients(normed, dy, dlora, ctx.joined, saved)
 
@@ -116,7 +121,6 @@ class Mlp(Function):
         of_down = adapter_gradients(hidden, dy, dlora, down, of_hidden)
         del joint, hidden, d_hidden
         d_normed, dlora = input_gradient(d_joint, gate_up, of_joint)
-        dx, normed = room_for(*total.shape, ctx.room, total), torch.empty_like(total)
-        norm_backward(d_normed, total, norm.weight, scale, d_total, dx, normed)
+        dx, normed = _norm_gradient(d_normed, total, norm, scale, d_total, ctx.room)
         of_gate_up = adapter_gradients(normed, d_joint, dlora, gate_up, of_joint)
         return dx, dx if ctx.adds else None, None, None, None, None, None, *of_gate_up, *of_down

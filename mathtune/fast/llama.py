@@ -16,6 +16,11 @@ from mathtune.recipe import Recompute
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
+def head_size(config) -> int:
+    """Columns of one head of a model with this transformers configuration."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
 def why_not(config, targets: tuple[str, ...]) -> str | None:
     """Why a model with this transformers configuration, and adapters on these modules, cannot take the fast step; None if it
     can."""
@@ -87,8 +92,7 @@ class FastLlama:
         self.layers = [Layer.of(module, dtype, workspace, last=module is modules[-1]) for module in modules]
         self.weights = [weight for layer in self.layers for weight in layer.weights]
         self.factors = Factors(self.weights)
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self.heads = Heads(config.num_attention_heads, config.num_key_value_heads, size)
+        self.heads = Heads(config.num_attention_heads, config.num_key_value_heads, head_size(config))
 
     def loss(self, pack: Pack, refreshed: bool = False, training: bool = True) -> Tensor:
         """Sum of the labels' cross-entropies, float32; the caller divides by how many there are.
