@@ -5,19 +5,17 @@ itself, thresholds, and drawing.
 """
 
 import math
-import re
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from sklearn.metrics import confusion_matrix, f1_score
+from sklearn.metrics import confusion_matrix, f1_score, roc_auc_score
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
-from mathtune.run_record import Comparison, Interval, SolverMetrics, VerifierMetrics, WordsMetrics
+from mathtune.figures import Comparison, Interval, Outcome, SolverMetrics, VerifierMetrics, WordsMetrics
 
-# The form in which GSM8K ends an answer; github.com/openai/grade-school-math, dataset.py, ANS_RE.
-_STRICT_ANSWER = re.compile(r"#### (\-?[0-9\.\,]+)")
 _Z95 = 1.959963984540054  # 97.5% quantile of the normal distribution
 
 
@@ -44,6 +42,7 @@ def verifier_metrics(verdicts: pa.Table, labels: np.ndarray) -> VerifierMetrics:
     """
     labels = np.asarray(labels, dtype=bool)
     predictions = verdicts["prediction"].to_numpy().astype(bool)
+    p_true = verdicts["p_true"].to_numpy().astype(float)
     ((tn, fp), (fn, tp)) = _crosstab(labels, predictions).tolist()
     rows = len(labels)
     return VerifierMetrics(
@@ -52,10 +51,32 @@ def verifier_metrics(verdicts: pa.Table, labels: np.ndarray) -> VerifierMetrics:
         majority=max(tp + fn, tn + fp) / rows if rows else math.nan,
         precision=interval(tp, tp + fp),
         recall=interval(tp, tp + fn),
-        f1=float(f1_score(labels, predictions, zero_division=np.nan)) if rows else math.nan,
+        f1=resampled(lambda at: float(f1_score(labels[at], predictions[at], zero_division=np.nan)), rows),
+        roc_auc=resampled(lambda at: float(roc_auc_score(labels[at], p_true[at])) if len(set(labels[at])) > 1 else math.nan,
+                          rows),
+        brier=resampled(lambda at: float(np.mean((p_true[at] - labels[at]) ** 2)), rows),
+        calibration_error=resampled(lambda at: calibration_error(p_true[at], labels[at]), rows),
+        true_share=interval(tp + fp, rows),
         confusion={"true": {"true": tp, "false": fn}, "false": {"true": fp, "false": tn}},
         words=_words_metrics(verdicts, labels),
     )
+
+
+def resampled(figure, n: int) -> Interval:
+    """A figure of all rows with its percentile bootstrap interval."""
+    if n == 0:
+        return Interval(value=math.nan, low=0.0, high=1.0, n=0)
+    random = np.random.default_rng(0)
+    drawn = [figure(random.integers(0, n, n)) for _ in range(20)]
+    low, high = np.nanpercentile(drawn, [2.5, 97.5]) if not np.isnan(drawn).all() else (0.0, 1.0)
+    return Interval(value=figure(np.arange(n)), low=float(low), high=float(high), n=n)
+
+
+def calibration_error(p_true: np.ndarray, labels: np.ndarray, bins: int = 10) -> float:
+    """Expected calibration error: mean distance of confidence and share of True, over bins of equal width."""
+    place = np.minimum((p_true * bins).astype(int), bins - 1)
+    gaps = np.bincount(place, p_true - labels, minlength=bins)
+    return float(np.abs(gaps).sum() / len(p_true))
 
 
 def _words_metrics(verdicts: pa.Table, labels: np.ndarray) -> WordsMetrics | None:
@@ -85,21 +106,15 @@ def _words_metrics(verdicts: pa.Table, labels: np.ndarray) -> WordsMetrics | Non
 def solver_metrics(solutions: pa.Table) -> SolverMetrics:
     """How well a solver solved.
 
-    An answer written as ``#### N`` is the one that grading reads first, so a correct completion that holds one has its
-    right answer there.
-
     Args:
         solutions: rows of ``schemas.SOLUTIONS``.
     """
-    correct = solutions["correct"].to_numpy().astype(bool)
-    strict = np.array([bool(_STRICT_ANSWER.search(text)) for text in solutions["completion"].to_pylist()], dtype=bool)
-    return SolverMetrics(
-        rows=len(correct),
-        accuracy=interval(int(correct.sum()), len(correct)),
-        strict=interval(int((correct & strict).sum()), len(correct)),
-        unparsed=solutions["given"].null_count,
-        cut_off=int(pc.sum(pc.invert(solutions["finished"])).as_py() or 0),
-    )
+    rows = len(solutions)
+    right, strict, flexible = (int(pc.sum(solutions[name]).as_py() or 0) for name in ("correct", "strict", "flexible"))
+    outcomes = solutions["outcome"].to_pylist()
+    return SolverMetrics(rows=rows, accuracy=interval(right, rows), strict=interval(strict, rows),
+                         flexible=interval(flexible, rows),
+                         outcomes={name: outcomes.count(name) for name in get_args(Outcome)})
 
 
 def compare(correct_a: np.ndarray, correct_b: np.ndarray) -> Comparison:

@@ -154,6 +154,11 @@ class Evaluation(Section):
     batch_size: Positive = 32
     words_rows: Count = Field(200, description="verifier: rows whose generated words are looked at, too")
     max_new_tokens: Positive = Field(256, description="solver: longest completion")
+    samples: Count = Field(0, description="solver: completions drawn by chance for each problem, for pass@k and majority@k")
+    sample_rows: Positive = Field(200, description="solver: validation rows that are asked so")
+    temperature: Annotated[float, Field(gt=0)] = Field(0.8, description="solver: of those completions")
+    probe_rows: Count | None = Field(
+        None, description="rows of every trained chunk that later links are asked again; default: verifier 200, solver 0")
     reject_p: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         0.01, description="a link below its parent with a smaller p of the paired test is rejected; null: never")
 
@@ -163,6 +168,16 @@ class Submission(Section):
 
     id_column: str = "ID"
     label_column: str = "is_correct"
+    threshold: Literal["fitted"] | Fraction = Field(
+        "fitted", description="rows above this P(True) are True; fitted: with a temperature, on half the validation questions")
+
+
+class Leaks(Section):
+    """Questions that stand in more than one of training pool, validation, test and GRPO prompts: looked for before training."""
+
+    exact: Literal["stop", "report"] = Field("stop", description="what the same text in two parts does to the run")
+    near: Fraction | None = Field(
+        0.8, description="questions are nearly the same from this Jaccard similarity of their shingles; null: not looked for")
 
 
 class Tracking(Section):
@@ -219,6 +234,7 @@ class Recipe(Section):
     source: Source
     balance: Balance | None = Field(None, description="verifier only; default: 400,000 rows a class")
     validation: Validation = Validation()
+    leaks: Leaks = Leaks()
     chunks: Chunks = Chunks()
     prompt: Prompt
     model: Model

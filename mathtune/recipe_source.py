@@ -60,6 +60,7 @@ class Columns(Section):
     answer: str | tuple[str, ...] | None = Field("answer", description="proposed (verifier) or right (solver) answer")
     solution: str | tuple[str, ...] | None = "solution"
     label: str | None = Field(None, description="verifier only: is the answer right? default is_correct")
+    generator: str | None = Field(None, description="who wrote the solution, for the evaluation's slices; not used otherwise")
     id: str | None = Field(None, description="the test rows' ID column; rows are numbered from 0 without one")
 
 

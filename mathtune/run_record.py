@@ -2,118 +2,14 @@
 
 The record is all that the report reads besides the wrong answers and the recipe's text. ``model_dump_json`` writes
 strict JSON (a figure that is not defined becomes null) and ``RunRecord.model_validate_json`` reads it back. Leaves out
-how the figures are computed (``mathtune.metrics``) and how they look (``mathtune.report``).
+the figures themselves (``mathtune.figures``), how they are computed (``mathtune.metrics``) and look (``mathtune.report``).
 """
 
-import math
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, PlainSerializer
+from pydantic import AwareDatetime
 
-# NaN is no JSON: a figure that is not defined (a share of nothing) is null in the file and NaN in Python.
-Figure = Annotated[
-    float,
-    BeforeValidator(lambda value: math.nan if value is None else value),
-    PlainSerializer(lambda value: value if math.isfinite(value) else None, when_used="json"),
-]
-Class = Literal["true", "false"]
-
-
-class Part(BaseModel):
-    """A frozen part of the record that refuses keys it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Interval(Part):
-    """A figure with its 95% interval.
-
-    Attributes:
-        value: the estimate; NaN where ``n`` is 0.
-        low, high: ends of the 95% interval.
-        n: rows that it rests on.
-    """
-
-    value: Figure
-    low: Figure
-    high: Figure
-    n: int
-
-
-class Comparison(Part):
-    """Two systems on the same rows (see ``mathtune.metrics.compare``).
-
-    Attributes:
-        n: rows.
-        difference: accuracy of the second minus that of the first, with its paired interval.
-        gained: rows that only the second has right.
-        lost: rows that only the first has right.
-        p: exact two-sided p of McNemar's test.
-    """
-
-    n: int
-    difference: Interval
-    gained: int
-    lost: int
-    p: float
-
-
-class WordsMetrics(Part):
-    """What a verifier really says when it generates, on the rows where it was let to.
-
-    Attributes:
-        rows: rows with generated words.
-        confusion: counts by label, then by what was said; words that are neither label are a class of their own.
-        malformed: share of rows whose words are neither label.
-        disagree: share of the well-formed rows whose word differs from the prediction by logits.
-    """
-
-    rows: int
-    confusion: dict[Class, dict[Literal["true", "false", "malformed"], int]]
-    malformed: Interval
-    disagree: Interval
-
-
-class VerifierMetrics(Part):
-    """How well a verifier judges, by the logits of the two labels; True is the positive class.
-
-    Attributes:
-        rows: rows judged.
-        accuracy: share of rows whose prediction equals the label.
-        majority: accuracy of always saying the more frequent label.
-        precision: of the answers judged right, the share that is right.
-        recall: of the right answers, the share that is judged right.
-        f1: harmonic mean of precision and recall; NaN where no row is or is judged True.
-        confusion: counts by label, then by prediction.
-        words: the same by generated words; None where none were generated.
-    """
-
-    rows: int
-    accuracy: Interval
-    majority: Figure
-    precision: Interval
-    recall: Interval
-    f1: Figure
-    confusion: dict[Class, dict[Class, int]]
-    words: WordsMetrics | None = None
-
-
-class SolverMetrics(Part):
-    """How well a solver solves.
-
-    Attributes:
-        rows: problems.
-        accuracy: share with the right final answer, in whatever form it was found.
-        strict: share with the right final answer written as ``#### N``.
-        unparsed: completions in which no answer was found (counted as wrong).
-        cut_off: completions that the length limit ended.
-    """
-
-    rows: int
-    accuracy: Interval
-    strict: Interval
-    unparsed: int
-    cut_off: int
+from mathtune.figures import Comparison, Figure, Forgetting, LeakPair, Lengths, Part, SolverMetrics, VerifierMetrics
 
 
 class Step(Part):
@@ -191,6 +87,9 @@ class LinkRecord(Part):
         incidents: what happened while it was trained (an engine that died, memory that ran out).
         redone: steps that were done again after interruptions, and by how much their losses differed at most.
         pack_tokens, micro_batch: what one forward pass held at the end: tokens of a pack (SFT), completions (GRPO).
+        lengths: tokens of its examples; None where they were not counted.
+        trainable, parameters: trained parameters, and those of base and adapter together.
+        peak_gib: of a GPU's memory, by torch; None on a CPU.
     """
 
     number: int
@@ -211,6 +110,10 @@ class LinkRecord(Part):
     redone: Redone = Redone()
     pack_tokens: int | None = None
     micro_batch: int | None = None
+    lengths: Lengths | None = None
+    trainable: int | None = None
+    parameters: int | None = None
+    peak_gib: float | None = None
 
 
 class LeftOut(Part):
@@ -240,6 +143,8 @@ class RunRecord(Part):
         left_out: links that were rejected or skipped.
         exact: interrupted work ends with the same bytes here (a CPU, or a GPU under hardware.deterministic).
         versus_base: the last evaluated link against the base, on the same rows.
+        forgetting: accuracy on rows of every chunk after each; None where it was not asked for.
+        leaks: duplicates of questions between the parts of the data.
         data: facts of each data stage (found, kept, set aside ...) by the stage's name.
         submission: facts of the submission (rows, share of True, digest ...); None where there is none.
         versions: of the libraries.
@@ -257,6 +162,8 @@ class RunRecord(Part):
     left_out: list[LeftOut] = []
     exact: bool = True
     versus_base: Comparison | None = None
+    forgetting: Forgetting | None = None
+    leaks: list[LeakPair] = []
     data: dict[str, dict[str, Any]] = {}
     submission: dict[str, Any] | None = None
     versions: dict[str, str] = {}

@@ -27,15 +27,23 @@ VERDICTS = pa.schema([
     ("words", pa.large_string()),
 ])
 
-# What a solver wrote for a row. given: the answer found in the completion (null: none); finished: it ended by itself
-# and was not cut off by the length limit.
+# What a solver wrote for a row, greedily. given: the answer found in the completion (null: none); correct: it is the right
+# one; strict, flexible: right by lm-evaluation-harness's two marks for GSM8K; outcome: mathtune.figures.Outcome; finished: it
+# ended by itself and was not cut off by the length limit; tokens: of the completion.
 SOLUTIONS = pa.schema([
     ("row_id", pa.int64()),
     ("completion", pa.large_string()),
     ("given", pa.large_string()),
     ("correct", pa.bool_()),
+    ("strict", pa.bool_()),
+    ("flexible", pa.bool_()),
+    ("outcome", pa.string()),
     ("finished", pa.bool_()),
+    ("tokens", pa.int32()),
 ])
+
+# The same of completions that were drawn by chance, several a row; sample: from 0.
+SAMPLES = pa.schema([("row_id", pa.int64()), ("sample", pa.int32()), *list(SOLUTIONS)[1:]])
 
 
 def rows_schema(task: str) -> pa.Schema:

@@ -36,7 +36,9 @@ def solutions(rows: int, accuracy: float, seed: int) -> pa.Table:
     completions = [f"so it is {'#### ' if mark else ''}{i}" if found else "I wonder"
                    for i, (mark, found) in enumerate(zip(marked, parsed, strict=True))]
     given = [str(i) if found else None for i, found in enumerate(parsed)]
-    return pa.table([np.arange(rows), completions, given, correct, parsed], schema=SOLUTIONS)
+    outcomes = ["right" if right else "wrong" if found else "cut off" for right, found in zip(correct, parsed, strict=True)]
+    return pa.table([np.arange(rows), completions, given, correct, correct & marked, correct, outcomes, parsed,
+                     np.full(rows, 9)], schema=SOLUTIONS)
 
 
 def sft_curve(steps: int, seed: int, high: float, low: float, evaluations: int = 0) -> TrainingCurve:

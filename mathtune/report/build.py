@@ -10,9 +10,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from mathtune.figures import SolverMetrics
 from mathtune.files import write_atomically
 from mathtune.report import charts, words
-from mathtune.run_record import LinkRecord, RunRecord, SolverMetrics
+from mathtune.run_record import LinkRecord, RunRecord
 
 SHOWN_ERRORS = 50
 LONGEST_TEXT = 4000  # characters of one field of a wrong answer; a runaway completion must not fill the page
@@ -76,9 +77,7 @@ def _progress(link: LinkRecord) -> str:
 
 def _answers(metrics: SolverMetrics) -> dict[str, int]:
     """How a solver's completions end, each in one class."""
-    right, strict = (round(share.value * metrics.rows) for share in (metrics.accuracy, metrics.strict))
-    return {"right, as #### N": strict, "right, in other words": right - strict,
-            "wrong": metrics.rows - right - metrics.unparsed, "without an answer": metrics.unparsed}
+    return dict(metrics.outcomes)
 
 
 def _incidents(record: RunRecord) -> list[tuple[str, str]]:

@@ -3,7 +3,8 @@
 import math
 from typing import Any
 
-from mathtune.run_record import Comparison, Interval, LinkRecord, RunRecord, VerifierMetrics
+from mathtune.figures import Comparison, Interval, VerifierMetrics
+from mathtune.run_record import LinkRecord, RunRecord
 
 UNDEFINED = "–"
 

@@ -10,14 +10,14 @@ import pyarrow.parquet as pq
 
 from mathtune.chain import Link
 from mathtune.digests import digest_value
+from mathtune.figures import SolverMetrics, VerifierMetrics
 from mathtune.jobs import ScoreJob
 from mathtune.metrics import solver_metrics, verifier_metrics
-from mathtune.run_record import SolverMetrics, VerifierMetrics
 from mathtune.stages import Outcome, pinned_model
 from mathtune.store import Artifact
 from mathtune.workspace import Workspace
 
-SCORE_VERSION = 1
+SCORE_VERSION = 2
 
 
 def evaluate(work: Workspace, base: dict[str, Any], parts: Artifact, link: Link | None) -> Outcome:
@@ -82,7 +82,7 @@ def wrong_rows(work: Workspace, scores: Artifact, parts: Artifact) -> list[dict[
     wrong = np.flatnonzero(~correct_rows(work, scores, parts))
     if work.recipe.task == "solver":
         columns = {"row_id": rows["row_id"], "question": rows["question"], "gold": rows["answer"], "given": table["given"],
-                   "completion": table["completion"], "finished": table["finished"]}
+                   "completion": table["completion"], "outcome": table["outcome"], "finished": table["finished"]}
         return pa.table(columns).take(wrong).to_pylist()
     columns = {**{name: rows[name] for name in ("row_id", "question", "answer", "solution")}, "label": rows["is_correct"],
                "p_true": table["p_true"]}

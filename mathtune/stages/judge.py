@@ -4,8 +4,8 @@ from typing import Any, Literal
 
 from mathtune.chain import Link
 from mathtune.errors import ChainError, RejectedLink
+from mathtune.figures import Comparison
 from mathtune.metrics import compare
-from mathtune.run_record import Comparison
 from mathtune.stages import Outcome
 from mathtune.stages.evaluate import correct_rows
 from mathtune.stages.train import chain_pins

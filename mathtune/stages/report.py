@@ -48,7 +48,9 @@ def make_record(work: Workspace, links: list[Link], served: set[str], scores: di
             adapter=str(work.chain.adapter(link)), seconds=link.result["seconds"],
             verdict=verdicts[link.key], incidents=link.result["incidents"],
             redone=Redone.model_validate(link.result["redone"]), pack_tokens=link.result.get("pack_tokens"),
-            micro_batch=link.result.get("micro_batch")))
+            micro_batch=link.result.get("micro_batch"), lengths=link.result.get("lengths"),
+            trainable=link.result.get("trainable"), parameters=link.result.get("parameters"),
+            peak_gib=link.result.get("peak_gib")))
     last = next((link.key for link in reversed(links) if link.key in correct), None)
     builtin = work.recipe.model.base.startswith("builtin:")
     return RunRecord(
