@@ -8,11 +8,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
+from mathtune.folders import Folders
 from mathtune.recipe import Evaluation, Grpo, Hardware, Lora, Model, Prompt, Sft, Tracking
 from mathtune.recipe_source import Count, Section
 
 Task = Literal["verifier", "solver"]
 MOST_HALVINGS = 16  # of what fits any card: nothing is left long before
+SCORE_HALVINGS = 7  # the same of what prompts are scored in
 
 
 class Place(Section):
@@ -21,6 +23,11 @@ class Place(Section):
     url: str = Field(description="what open_folders takes: a local path, or a URL")
     cache: str | None = Field(None, description="local folder of copies, for a URL")
     name: str = Field(description="prefix of the names below it")
+
+    @classmethod
+    def within(cls, folders: Folders, name: str) -> "Place":
+        """A name in these folders."""
+        return cls(url=folders.url, cache=str(folders.cache) if folders.cache else None, name=name)
 
 
 def even_split(size: int, at_most: int) -> int:
@@ -168,15 +175,23 @@ class ScoreJob(_Job):
     hardware: Hardware
     cache: str
     adapter: str | None = Field(description="PEFT folder; None: the base alone")
+    lora: Lora | None = Field(description="the adapter's shape")
     rows: str
     limit: int | None = Field(description="score only the first rows")
     words_rows: int = Field(description="verifier: rows whose generated words are looked at")
-    output: str = Field(description="Parquet file to write (schemas.VERDICTS or schemas.SOLUTIONS)")
+    blocks: Place = Field(description="where blocks of rows lie that are done")
+    output: str = Field(description="folder to write scores.parquet to (schemas.VERDICTS or schemas.SOLUTIONS)")
+    halvings: Count = Field(0, description="how often it ran out of memory: each time packs and batches are half as large")
+
+    @property
+    def batch_size(self) -> int:
+        """Rows that are generated for at once."""
+        return max(1, self.evaluation.batch_size >> self.halvings)
 
     def halved(self) -> "ScoreJob | None":
-        """The same job with batches of half the size; None where they are of one row already."""
-        size = self.evaluation.batch_size // 2
-        return self.model_copy(update={"evaluation": self.evaluation.model_copy(update={"batch_size": size})}) if size else None
+        """With packs of half the tokens and batches of half the rows; None where nothing is left to halve."""
+        smallest = self.halvings == SCORE_HALVINGS if self.task == "verifier" else self.batch_size == 1
+        return None if smallest else self.model_copy(update={"halvings": self.halvings + 1})
 
 
 Job = InspectJob | MeasureJob | TokeniseJob | SftJob | GrpoJob | ScoreJob

@@ -1,5 +1,5 @@
 """A model that takes packs: ``packed`` replaces the forward of a PEFT model by one that takes a pack and returns a loss, which
-is what ``mathtune.packed_trainer`` calls.
+is what ``mathtune.packed_trainer`` calls; ``label_logits`` gives the logits of two labels, for ``mathtune.verifier_scoring``.
 
 A Llama goes through ``mathtune.fast``. Any other causal language model goes as transformers made it, if its attention can be
 replaced; its LM head, too, sees only the tokens that predict a label.
@@ -21,6 +21,7 @@ from mathtune.fast.llama import FastLlama
 from mathtune.fast.loss import LabelLoss
 from mathtune.packing import Pack, make_pack
 from mathtune.planner import Plan
+from mathtune.prefill_plan import Prefill
 from mathtune.tokens import Tokens
 
 
@@ -41,30 +42,79 @@ def packed(adapted: PeftModel, compute: Compute, plan: Plan) -> Iterator[PeftMod
         finally:
             del adapted.forward
     else:
-        with _attention_replaced(adapted):
+        with _loss_of_packs(adapted):
             yield adapted
 
 
+LabelLogits = Callable[[Pack], torch.Tensor]
+
+
 @contextmanager
-def _attention_replaced(adapted: PeftModel) -> Iterator[None]:
-    base, forward = adapted.get_base_model(), adapted.forward
-    before, head = base.config._attn_implementation, base.get_output_embeddings()
+def label_logits(model: nn.Module, compute: Compute, plan: Prefill, labels: tuple[int, int]) -> Iterator[LabelLogits]:
+    """What gives float32 logits [examples, 2] of two tokens, where each example of a pack, of one label, predicts it.
+
+    Only these two rows of the head are read, in float32: half-precision logits of 16 and more are an eighth apart.
+
+    Args:
+        model: the base, with an adapter or without.
+    """
+    head = _base_of(model).get_output_embeddings()
+    rows = head.weight[list(labels)].float()
+    bias = 0.0 if head.bias is None else head.bias[list(labels)].float()
+    if plan.fast:
+        step = FastLlama(model, compute.dtype, "none", plan.resident)
+        step.factors.refresh()
+        with torch.autocast(compute.device.type, enabled=False):  # its parts choose their own dtypes
+            yield lambda pack: step.hidden(pack).float() @ rows.t() + bias
+    else:
+        with _attention_of_packs(model):
+            _base_of(model).set_output_embeddings(nn.Identity())
+            try:
+                yield lambda pack: _at_labels(model, pack).float() @ rows.t() + bias
+            finally:
+                _base_of(model).set_output_embeddings(head)
+
+
+def _base_of(model: nn.Module) -> nn.Module:
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+@contextmanager
+def _attention_of_packs(model: nn.Module) -> Iterator[None]:
+    """While this lasts the model's attention is that over packs.
+
+    Raises:
+        ModelError: it cannot be replaced, or its layers mix the examples of a pack.
+    """
+    base = _base_of(model)
+    before = base.config._attn_implementation
     base.set_attn_implementation(attention.NAME)
     if base.config._attn_implementation != attention.NAME:  # transformers only warns
         raise ModelError("its attention cannot be replaced", where=type(base).__name__, remedy=attention.REMEDY)
     try:
-        _refuse_mixing(adapted, forward)
-        if type(head) is nn.Linear and head.bias is None:  # neither adapted nor more than a product
-            base.set_output_embeddings(nn.Identity())
-            adapted.forward = lambda pack, denominator, stepped: LabelLoss.apply(
-                _at_labels(forward, pack), head.weight, pack.labels) / denominator
-        else:
-            adapted.forward = lambda pack, denominator, stepped: pack_loss(forward, pack, denominator)
+        _refuse_mixing(model)
         yield
     finally:
-        base.set_output_embeddings(head)
-        vars(adapted).pop("forward", None)
         base.set_attn_implementation(before)
+
+
+@contextmanager
+def _loss_of_packs(adapted: PeftModel) -> Iterator[None]:
+    """While this lasts the model's forward takes a pack and returns its loss, by transformers' own layers."""
+    base, forward = adapted.get_base_model(), adapted.forward
+    head = base.get_output_embeddings()
+    with _attention_of_packs(adapted):
+        try:
+            if type(head) is nn.Linear and head.bias is None:  # neither adapted nor more than a product
+                base.set_output_embeddings(nn.Identity())
+                adapted.forward = lambda pack, denominator, stepped: LabelLoss.apply(
+                    _at_labels(forward, pack), head.weight, pack.labels) / denominator
+            else:
+                adapted.forward = lambda pack, denominator, stepped: pack_loss(forward, pack, denominator)
+            yield
+        finally:
+            base.set_output_embeddings(head)
+            vars(adapted).pop("forward", None)
 
 
 def pack_loss(forward: Callable, pack: Pack, denominator: int) -> torch.Tensor:
@@ -88,14 +138,14 @@ def _at_labels(forward: Callable, pack: Pack) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _refuse_mixing(adapted: PeftModel, forward: Callable) -> None:
+def _refuse_mixing(model: nn.Module) -> None:
     """Holds that an example's logits are the same alone and behind another one: a recurrent layer carries one's state on
     into the next. Rounding may differ: by far less than the square root of the dtype's precision."""
-    adapted.eval()  # dropout would differ, too
-    base = adapted.get_base_model()
+    model.eval()  # dropout would differ, too
+    base = _base_of(model)
     two = Tokens(np.arange(2), np.arange(2, 34, dtype=np.int32), np.array([0, 16, 32]), np.ones(2, dtype=np.int32))
     packs = (make_pack(two, examples, 0).to(base.device) for examples in ([1], [0, 1]))
-    alone, behind = (_at_labels(forward, pack).float()[-15:] for pack in packs)
+    alone, behind = (_at_labels(model, pack).float()[-15:] for pack in packs)
     if (alone - behind).norm() > torch.finfo(base.dtype).eps ** 0.5 * alone.norm():
         raise ModelError("its layers mix examples that stand one behind the other", where=type(base).__name__,
                          remedy=attention.REMEDY)

@@ -6,7 +6,9 @@ from mathtune.generation import batches, generate, table_of
 from mathtune.jobs import ScoreJob
 from mathtune.models import Base
 from mathtune.prompts import PromptBuilder
+from mathtune.ranges import Range
 from mathtune.schemas import SOLUTIONS
+from mathtune.score_blocks import Scored
 
 
 def score_solver(job: ScoreJob, base: Base, model, builder: PromptBuilder, rows: list[dict], emit: Emit):
@@ -24,3 +26,18 @@ def score_solver(job: ScoreJob, base: Base, model, builder: PromptBuilder, rows:
                 for right, ended, answer in zip(correct, finished, given, strict=True)]
     columns = [[row["row_id"] for row in rows], completions, given, correct, marked, correct, outcomes, finished, tokens]
     return table_of(columns, SOLUTIONS), shortened
+
+
+class SolverScorer:
+    """Scores blocks of problems."""
+
+    def __init__(self, job: ScoreJob, base: Base, model, builder: PromptBuilder):
+        self.job, self.base, self.model, self.builder = job, base, model, builder
+
+    def prepare(self, rows: list[dict]) -> list[dict]:
+        """The rows as they are."""
+        return rows
+
+    def score(self, rows: list[dict], block: Range, emit: Emit) -> Scored:
+        """Rows of ``schemas.SOLUTIONS`` for a block."""
+        return Scored(*score_solver(self.job, self.base, self.model, self.builder, rows, emit))

@@ -1,40 +1,131 @@
-"""Scores a verifier: one forward pass a batch, the two label logits at the last prompt token, and on a sample the words it
-would really generate."""
+"""Scores a verifier: the logits of the two labels at the last token of each prompt, by one forward pass over packs of prompts;
+and on a sample the words that it would really generate."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
 import torch
 
 from mathtune.events import Emit
-from mathtune.generation import batches, generate, left_padded, table_of
+from mathtune.generation import batches, generate, table_of
 from mathtune.jobs import ScoreJob
+from mathtune.layout import CPU_TOKENS, free_bytes, shape_of
 from mathtune.models import Base
-from mathtune.prompts import PromptBuilder
+from mathtune.packed_model import LabelLogits, label_logits
+from mathtune.packing import Pack, cut, make_pack
+from mathtune.planner import ROUNDED
+from mathtune.prefill_plan import Prefill, plan_prefill
+from mathtune.prompts import Examples, PromptBuilder
+from mathtune.ranges import Range
+from mathtune.recipe import Lora
 from mathtune.schemas import VERDICTS
+from mathtune.score_blocks import Scored
+from mathtune.tokens import Tokens
 
 WORD_TOKENS = 5  # as the published set-ups generate for a verdict
 
 
-def label_logits(model, prompts: list[list[int]], tokens: tuple[int, int], pad: int, device) -> torch.Tensor:
-    """Float32 logits ``[len(prompts), 2]`` of the two label tokens (true, false) after each prompt."""
-    ids, mask = left_padded(prompts, pad, device)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1, use_cache=False).logits
-    return logits[:, -1, list(tokens)].float().cpu()
+@dataclass(frozen=True)
+class Prompts:
+    """A block's prompts, ready for the device.
+
+    Attributes:
+        row_ids: of the rows.
+        ids: token ids of every prompt.
+        packs: of all prompts.
+        shortened: prompts that lost their middle.
+    """
+
+    row_ids: list[int]
+    ids: list[list[int]]
+    packs: list[Pack]
+    shortened: int
 
 
-def score_verifier(job: ScoreJob, base: Base, model, builder: PromptBuilder, rows: list[dict], emit: Emit):
-    """Rows of ``schemas.VERDICTS``, and how many prompts were shortened."""
-    tokens = builder.label_tokens()
-    prompts, shortened = builder.verifier_prompts(rows)
-    logits = torch.empty(len(rows), 2)
-    for batch in batches(prompts, job.evaluation.batch_size, emit, "scoring"):
-        logits[batch] = label_logits(model, [prompts[i] for i in batch], tokens, base.tokenizer.pad_token_id,
-                                     base.compute.device)
-    words: list[str | None] = [None] * len(rows)
-    sample = prompts[:job.words_rows]
-    for batch in batches(sample, job.evaluation.batch_size, emit, "listening"):
-        for i, (ids, _) in zip(batch, generate(base, model, builder, [sample[i] for i in batch], WORD_TOKENS), strict=True):
-            words[i] = base.tokenizer.decode(ids, skip_special_tokens=True)
-    said = [None if word is None else builder.parse_words(word) for word in words]
-    columns = [[row["row_id"] for row in rows], logits[:, 0].numpy(), logits[:, 1].numpy(),
-               logits.softmax(-1)[:, 0].numpy(), (logits[:, 0] > logits[:, 1]).numpy(), said, words]
-    return table_of(columns, VERDICTS), shortened
+class VerifierScorer:
+    """Scores blocks of rows.
+
+    Args:
+        job, base, builder: what to score with.
+        model: the base, or the base with an adapter, for generating words.
+        logits: the model over packs.
+        plan: how prompts are laid out.
+    """
+
+    def __init__(self, job: ScoreJob, base: Base, model, builder: PromptBuilder, logits: LabelLogits, plan: Prefill):
+        self.job, self.base, self.model, self.builder, self.logits, self.plan = job, base, model, builder, logits, plan
+
+    def prepare(self, rows: list[dict]) -> Prompts:
+        """Token ids and packs of a block; needs no device."""
+        ids, shortened = self.builder.verifier_prompts(rows)
+        tokens = prompt_tokens(ids)
+        prefix = tokens.shared_prefix
+        packs = [make_pack(tokens, places, prefix) for places in cut(tokens.lengths, prefix, self.plan.pack_tokens)]
+        if self.base.compute.device.type == "cuda":
+            packs = [pack.pin() for pack in packs]
+        return Prompts([row["row_id"] for row in rows], ids, packs, shortened)
+
+    def score(self, prompts: Prompts, block: Range, emit: Emit) -> Scored:
+        """Rows of ``schemas.VERDICTS`` for a block."""
+        logits = self._label_logits(prompts, emit)
+        words = self._words(prompts.ids[:max(0, self.job.words_rows - block.start)], emit)
+        words += [None] * (len(prompts.ids) - len(words))
+        said = [None if word is None else self.builder.parse_words(word) for word in words]
+        columns = [prompts.row_ids, logits[:, 0].numpy(), logits[:, 1].numpy(), logits.softmax(-1)[:, 0].numpy(),
+                   (logits[:, 0] > logits[:, 1]).numpy(), said, words]
+        return Scored(table_of(columns, VERDICTS), prompts.shortened)
+
+    def _label_logits(self, prompts: Prompts, emit: Emit) -> torch.Tensor:
+        """Float32 (rows, 2), of true and false."""
+        found, done = [], 0
+        for pack in prompts.packs:
+            found.append(self.logits(pack.to(self.base.compute.device)))
+            done += len(pack.examples)
+            emit("progress", text="scoring", done=done, total=len(prompts.ids))
+        logits = torch.empty(len(prompts.ids), 2)
+        places = np.concatenate([pack.examples for pack in prompts.packs])
+        logits[torch.from_numpy(places)] = torch.cat(found).cpu()
+        return logits
+
+    def _words(self, prompts: list[list[int]], emit: Emit) -> list[str | None]:
+        words: list[str | None] = [None] * len(prompts)
+        for batch in batches(prompts, self.job.batch_size, emit, "listening"):
+            asked = [prompts[i] for i in batch]
+            for i, (ids, _) in zip(batch, generate(self.base, self.model, self.builder, asked, WORD_TOKENS), strict=True):
+                words[i] = self.base.tokenizer.decode(ids, skip_special_tokens=True)
+        return words
+
+
+@contextmanager
+def verifier_scorer(job: ScoreJob, base: Base, model, builder: PromptBuilder, sample: list[dict],
+                    emit: Emit) -> Iterator[VerifierScorer]:
+    """A scorer of the job's rows; ``sample``: some of them, for the plan.
+
+    Raises:
+        ModelError: the label words begin with the same token, or the model cannot take packs.
+        MachineError: not even one prompt fits.
+    """
+    labels = builder.label_tokens()
+    plan = plan_scoring(job, base, prompt_tokens(builder.verifier_prompts(sample)[0]))
+    emit("plan", text=str(plan), pack_tokens=plan.pack_tokens, resident=plan.resident)
+    with label_logits(model, base.compute, plan, labels) as logits:
+        yield VerifierScorer(job, base, model, builder, logits, plan)
+
+
+def prompt_tokens(prompts: list[list[int]]) -> Tokens:
+    """Prompts as examples of one label token each, which a pack does not compute: only where it would be predicted."""
+    return Tokens.of_examples(Examples(list(range(len(prompts))), [[*ids, 0] for ids in prompts], [len(ids) for ids in prompts],
+                                       shortened=0, dropped=0))
+
+
+def plan_scoring(job: ScoreJob, base: Base, sample: Tokens) -> Prefill:
+    """The packs of this machine; half as large for every time that memory ran out."""
+    hardware, compute = job.hardware, base.compute
+    shape = shape_of(base.model.config, compute, job.lora or Lora())
+    own = sample.lengths.mean() - sample.shared_prefix
+    limit = hardware.pack_tokens or (CPU_TOKENS if compute.device.type == "cpu" else None)
+    plan = plan_prefill(shape, job.lora.rank if job.lora else 0, compute.dtype.itemsize, free_bytes(compute, hardware),
+                        job.model.max_length, (own + sample.shared_prefix) / own, limit, hardware.resident)
+    return replace(plan, pack_tokens=max(ROUNDED, plan.pack_tokens >> job.halvings))

@@ -1,5 +1,6 @@
 """Jobs over a few rows, for tests that talk to the compute plane directly."""
 
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,6 +20,13 @@ def write_rows(path: Path, task: str, n: int, seed: int = 5) -> Path:
     table = rows(task, n, seed, "train").append_column("row_id", pa.array(range(n), pa.int64()))
     pq.write_table(table, path)
     return path
+
+
+def made(folder: Path) -> Path:
+    """An empty folder, anew."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
 
 
 def place(folder: Path) -> Place:
@@ -77,4 +85,5 @@ def score_job(base: Path, folder: Path, task: str = "verifier", adapter: Path | 
         "task": task, "model": Model(base=str(base), max_length=192), "prompt": Prompt(template=template), "hardware": CPU,
         "evaluation": Evaluation(batch_size=16, max_new_tokens=12), "cache": str(folder / "cache"),
         "adapter": str(adapter) if adapter else None, "rows": str(write_rows(folder / "scored.parquet", task, n, seed=9)),
-        "limit": None, "words_rows": 10, "output": str(folder / "scores.parquet"), **changes})
+        "lora": Lora(rank=8, alpha=16) if adapter else None, "limit": None, "words_rows": 10,
+        "blocks": Place(url=str(folder), name="blocks"), "output": str(made(folder / "scores")), **changes})

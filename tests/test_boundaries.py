@@ -10,8 +10,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROOMS = ["mathtune", "storage", "tasks", "flows", "deployments"]
 # modules of the compute plane proper: they run in the engine and may import torch at their top
-COMPUTE = {"adapters", "attention", "checkpoints", "devices", "fast", "grpo", "guards", "inspect_base", "layout", "models",
-           "packed_model", "packed_trainer", "packing", "ranks", "resume", "scoring", "sft", "stopping", "tokenise", "training"}
+COMPUTE = {"adapters", "attention", "checkpoints", "devices", "fast", "generation", "grpo", "guards", "inspect_base", "layout",
+           "models", "packed_model", "packed_trainer", "packing", "ranks", "resume", "scoring", "sft", "solver_scoring",
+           "stopping", "tokenise", "training", "verifier_scoring"}
 HEAVY = {"torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate"}
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from mathtune.engine_client import EngineClient
 from mathtune.errors import BadNumbers, EngineError, ModelError, TrainingError
-from mathtune.jobs import even_split
+from mathtune.jobs import SCORE_HALVINGS, even_split
 from mathtune.packed_trainer import PackedTrainer
 from mathtune.recipe import Lora, Sft
 from mathtune.sft import train_chunk
@@ -96,11 +96,15 @@ def test_halved_jobs_reach_one_and_stop(tiny_base, tmp_path):
         sizes.append(job.micro_batch)
         job = job.halved()
     assert sizes == [16, 8, 4, 2, 1]
-    score, sizes = score_job(tiny_base, tmp_path), []
+    score, sizes = score_job(tiny_base, tmp_path, "solver"), []
     while score:
-        sizes.append(score.evaluation.batch_size)
+        sizes.append(score.batch_size)
         score = score.halved()
     assert sizes == [16, 8, 4, 2, 1]
+    score, halvings = score_job(tiny_base, tmp_path), 0
+    while score:
+        score, halvings = score.halved(), halvings + 1
+    assert halvings == SCORE_HALVINGS + 1
     assert [even_split(12, held) for held in (1, 5, 7, 12, 99)] == [1, 4, 6, 12, 12]
 
 

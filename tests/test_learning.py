@@ -103,12 +103,14 @@ class Lab:
 
     def correct(self, table: pa.Table, adapter: str | None, by_words: bool = False) -> np.ndarray:
         """bool, (rows,): which rows the base with an adapter has right; a verifier by its logits or by its words."""
-        scored = write(table, self.folder / "scored.parquet")
+        self.jobs += 1
+        scored, output = write(table, self.folder / "scored.parquet"), self.folder / f"scores-{self.jobs}"
+        output.mkdir()
         job = ScoreJob(task=self.recipe.task, evaluation=self.recipe.evaluation, adapter=adapter, rows=str(scored),
-                       limit=None, words_rows=len(table) if by_words else 0,
-                       output=str(self.folder / "scores.parquet"), **self.fields())
+                       lora=self.recipe.lora if adapter else None, limit=None, words_rows=len(table) if by_words else 0,
+                       blocks=Place(url=str(self.folder), name=f"blocks-{self.jobs}"), output=str(output), **self.fields())
         score(job, self.base, lambda *_, **__: None)
-        scores = pq.read_table(job.output)
+        scores = pq.read_table(output / "scores.parquet")
         if self.recipe.task == "solver":
             return scores["correct"].to_numpy()
         labels = table["is_correct"].to_numpy()

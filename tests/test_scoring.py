@@ -1,18 +1,31 @@
 """Scores: each row as if it were alone, words that are neither label counted apart, solutions cut off or ended."""
 
+import math
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 
+from mathtune import scoring
 from mathtune.answers import extract_answer, same_answer
 from mathtune.models import borrowed, load_base
+from mathtune.packed_model import label_logits
+from mathtune.packing import cut, make_pack
+from mathtune.prefill_plan import Prefill
 from mathtune.prompts import PromptBuilder
 from mathtune.recipe import Sft
 from mathtune.scoring import score
 from mathtune.sft import train_chunk
+from mathtune.verifier_scoring import prompt_tokens
 from tests.jobs_fixtures import score_job, sft_job
+from tests.test_fast import adapted, tokens_of
+from tests.test_packed_training import COMPUTE, CONFIGS, untrained
+
+
+def read(job):
+    """The scores that a job has written."""
+    return pq.read_table(Path(job.output) / "scores.parquet")
 
 
 def quiet(event, **fields):
@@ -25,27 +38,105 @@ def base(tiny_base, tmp_path_factory):
     return load_base(job.model, job.hardware, Path(job.cache))
 
 
-def test_a_batch_says_of_each_row_what_it_says_of_it_alone(base, tiny_base, tmp_path):
+def single_row(model, base, job, row) -> torch.Tensor:
+    """Float32 (2,): logits of both labels after one row's prompt, by a forward pass of its own."""
+    build = PromptBuilder(job.prompt, base.tokenizer, job.model.max_length)
+    return model(input_ids=torch.tensor(build.verifier_prompts([row])[0])).logits[0, -1, list(build.label_tokens())]
+
+
+def test_a_pack_says_of_each_row_what_it_says_of_it_alone(base, tiny_base, tmp_path):
     job = score_job(tiny_base, tmp_path, n=40)
-    assert score(job, base, quiet) == {"rows": 40, "shortened": 0, "seconds": pytest.approx(0, abs=1e9)}
-    table = pq.read_table(job.output)
-    rows = pq.read_table(job.rows).to_pylist()
+    assert score(job, base, quiet) == {"rows": 40, "shortened": 0, "resumed": 0, "seconds": pytest.approx(0, abs=1e9)}
+    table, rows = read(job), pq.read_table(job.rows).to_pylist()
     assert table["row_id"].to_pylist() == [row["row_id"] for row in rows]
-    build = PromptBuilder(job.prompt, base.tokenizer, 192)
-    true, false = build.label_tokens()
     with borrowed(base) as model, torch.no_grad():
-        for i in (0, 7, 23, 39):
-            alone = model(input_ids=torch.tensor(build.prompt_ids([rows[i]], 5)[0])).logits[0, -1]
-            assert table["logit_true"][i].as_py() == pytest.approx(alone[true].item(), rel=1e-4, abs=1e-5)
-            assert table["logit_false"][i].as_py() == pytest.approx(alone[false].item(), rel=1e-4, abs=1e-5)
+        for i, row in enumerate(rows):
+            true, false = single_row(model, base, job, row).tolist()
+            assert table["logit_true"][i].as_py() == pytest.approx(true, rel=1e-4, abs=1e-5)
+            assert table["p_true"][i].as_py() == pytest.approx(1 / (1 + math.exp(false - true)), abs=1e-5)
     assert table["prediction"].to_pylist() == [
         t > f for t, f in zip(table["logit_true"].to_pylist(), table["logit_false"].to_pylist(), strict=True)]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("adapts", [False, True])
+def test_so_it_does_through_any_models_layers(name, adapts):
+    plain = untrained(CONFIGS[name])
+    model = adapted(plain) if adapts else plain
+    prompts = [ids[:-1] for ids in map(list, token_lists([9, 30, 17, 12, 25]))]
+    tokens, head = prompt_tokens(prompts), plain.get_output_embeddings()
+    for fast in {False, name == "llama"}:
+        plan = Prefill(pack_tokens=60, resident=fast, bytes=0, available=0, fast=fast)
+        with torch.inference_mode(), label_logits(model, COMPUTE, plan, (7, 11)) as logits:
+            for places in cut(tokens.lengths, tokens.shared_prefix, 60):
+                found = logits(make_pack(tokens, places, tokens.shared_prefix)).softmax(-1)[:, 0]
+                alone = [model_alone(plain, model, prompts[i], head)[[7, 11]].softmax(-1)[0] for i in places]
+                assert torch.allclose(found, torch.stack(alone), atol=1e-5)
+    assert plain.get_output_embeddings() is head
+
+
+def model_alone(plain, model, ids: list[int], head) -> torch.Tensor:
+    """Logits after one prompt as transformers' own attention computes them."""
+    replaced, attention = plain.get_output_embeddings(), plain.config._attn_implementation
+    plain.set_output_embeddings(head)
+    plain.set_attn_implementation("sdpa")
+    try:
+        return model(input_ids=torch.tensor([ids])).logits[0, -1]
+    finally:
+        plain.set_output_embeddings(replaced)
+        plain.set_attn_implementation(attention)
+
+
+def token_lists(lengths):
+    tokens = tokens_of(lengths, prefix=6, labels=1)
+    return [tokens.of(i).tolist() for i in range(len(tokens))]
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_after(rows: int):
+    """An emit that ends the job once so many rows are told to be done."""
+
+    def emit(event, **fields):
+        if event == "progress" and fields["done"] > rows:
+            raise Killed
+
+    return emit
+
+
+@pytest.mark.parametrize("task", ["verifier", "solver"])
+def test_a_killed_scoring_goes_on_where_it_was_and_says_the_same(base, tiny_base, tmp_path, monkeypatch, task):
+    monkeypatch.setitem(scoring.BLOCK_ROWS, task, 16)
+    whole, job = (score_job(tiny_base, tmp_path / name, task, n=40) for name in ("whole", "killed"))
+    score(whole, base, quiet)
+    with pytest.raises(Killed):
+        score(job, base, killed_after(20))
+    told = []
+    result = score(job, base, lambda event, **fields: told.append((event, fields)))
+    assert result["resumed"] == 16 and result["rows"] == 40
+    assert any("16 of 40 rows were scored before" in fields.get("text", "") for _, fields in told)
+    assert min(fields["done"] for event, fields in told if event == "progress") > 16
+    assert (Path(job.output) / "scores.parquet").read_bytes() == (Path(whole.output) / "scores.parquet").read_bytes()
+
+
+def test_a_damaged_block_is_scored_again(base, tiny_base, tmp_path, monkeypatch):
+    monkeypatch.setitem(scoring.BLOCK_ROWS, "verifier", 16)
+    job = score_job(tiny_base, tmp_path, n=40)
+    score(job, base, quiet)
+    block = tmp_path / "blocks" / "000000016-000000032" / "scores.parquet"
+    before = read(job)
+    block.write_bytes(block.read_bytes()[:-1] + b"x")
+    assert score(job, base, quiet)["resumed"] == 24
+    assert read(job).equals(before)
+    assert list((tmp_path / "blocks").glob("damaged-*"))
 
 
 def test_words_are_looked_at_on_a_sample_and_an_untrained_base_is_malformed(base, tiny_base, tmp_path):
     job = score_job(tiny_base, tmp_path, words_rows=12)
     score(job, base, quiet)
-    table = pq.read_table(job.output)
+    table = read(job)
     said = table["said"].to_pylist()
     assert set(said[12:]) == {None} and None not in said[:12]
     assert "malformed" in said[:12]
@@ -57,7 +148,7 @@ def test_a_trained_verifier_says_its_labels(base, tiny_base, tmp_path):
     train_chunk(trained, base, quiet)
     job = score_job(tiny_base, tmp_path, adapter=Path(trained.output), words_rows=40)
     score(job, base, quiet)
-    table = pq.read_table(job.output)
+    table = read(job)
     for said, prediction in zip(table["said"].to_pylist(), table["prediction"].to_pylist(), strict=True):
         assert said == ("true" if prediction else "false")
 
@@ -65,13 +156,13 @@ def test_a_trained_verifier_says_its_labels(base, tiny_base, tmp_path):
 def test_a_limit_scores_the_first_rows_only(base, tiny_base, tmp_path):
     job = score_job(tiny_base, tmp_path, limit=7, words_rows=0)
     score(job, base, quiet)
-    assert pq.read_metadata(job.output).num_rows == 7
+    assert pq.read_metadata(Path(job.output) / "scores.parquet").num_rows == 7
 
 
 def test_solutions_are_graded_and_cut_off_ones_are_told_apart(base, tiny_base, tmp_path):
     job = score_job(tiny_base, tmp_path, task="solver")
     score(job, base, quiet)
-    table, rows = pq.read_table(job.output).to_pylist(), pq.read_table(job.rows).to_pylist()
+    table, rows = read(job).to_pylist(), pq.read_table(job.rows).to_pylist()
     assert any(not solution["finished"] for solution in table)
     for solution, row in zip(table, rows, strict=True):
         assert solution["given"] == extract_answer(solution["completion"])

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -72,10 +73,10 @@ class Layer:
 
 
 class FastLlama:
-    """Computes the loss of packs, with the weights and adapters of a model that stays as it is.
+    """Computes the loss of packs, or what comes before it, with the weights and adapters of a model that stays as it is.
 
     Args:
-        model: the causal language model with its adapter attached.
+        model: the causal language model, with an adapter attached or without one.
         dtype: of the products.
         recompute: what the backward pass computes again: "none" (but norms and what lies between products), "selective"
             (gate and up, too), "full" (everything in a layer).
@@ -83,7 +84,7 @@ class FastLlama:
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, recompute: Recompute, resident: bool):
-        base, config = model.base_model.model, model.config
+        base, config = model.get_base_model() if isinstance(model, PeftModel) else model, model.config
         self.dtype, self.recompute = dtype, recompute
         self.embeddings, self.rotary, self.norm = base.model.embed_tokens, base.model.rotary_emb, base.model.norm
         self.head = base.lm_head.weight.to(dtype)
@@ -106,6 +107,10 @@ class FastLlama:
             weight.dropping = training
         if not refreshed:
             self.factors.refresh()
+        return LabelLoss.apply(self.hidden(pack), self.head, pack.labels)
+
+    def hidden(self, pack: Pack) -> Tensor:
+        """What the head reads where labels are predicted: [labels, hidden], normed."""
         x, delta = self.embeddings(pack.input_ids).to(self.dtype), None
         rotary = self._rotary(x, pack)
         for layer in self.layers[:-1]:
@@ -116,8 +121,7 @@ class FastLlama:
             else:
                 x, delta = self._layer(layer, x, delta, rotary, pack)
         x, delta = self._last_layer(self.layers[-1], x, delta, rotary, pack)
-        _, hidden = AddNorm.apply(x, delta, self.norm, self.layers[-1].down.rank)
-        return LabelLoss.apply(hidden, self.head, pack.labels)
+        return AddNorm.apply(x, delta, self.norm, self.layers[-1].down.rank)[1]
 
     def _rotary(self, x: Tensor, pack: Pack) -> Rotary:
         """Both halves of transformers' cosines and sines are alike."""

@@ -150,7 +150,8 @@ class Factors:
     @torch.no_grad()
     def refresh(self) -> None:
         """Brings them up to date: to be called after every change of the masters."""
-        torch._foreach_copy_(self._rooms, torch._foreach_mul([one.detach() for one in self._masters], self._scales))
+        if self._masters:
+            torch._foreach_copy_(self._rooms, torch._foreach_mul([one.detach() for one in self._masters], self._scales))
 
 
 def fill_weight(room: torch.Tensor, weight: nn.Parameter) -> None:

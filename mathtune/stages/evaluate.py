@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from mathtune.chain import Link
 from mathtune.digests import digest_value
 from mathtune.figures import SolverMetrics, VerifierMetrics
-from mathtune.jobs import ScoreJob
+from mathtune.jobs import Place, ScoreJob
 from mathtune.metrics import solver_metrics, verifier_metrics
 from mathtune.stages import Outcome, pinned_model
 from mathtune.store import Artifact
@@ -48,9 +48,14 @@ def score_rows(work: Workspace, base: dict[str, Any], link: Link | None, rows: P
         return work.engine.run(ScoreJob(
             task=recipe.task, model=pinned_model(recipe, base), prompt=recipe.prompt, evaluation=recipe.evaluation,
             hardware=recipe.hardware, cache=str(work.cache), adapter=str(work.chain.adapter(link)) if link else None,
-            rows=str(rows), limit=limit, words_rows=words_rows, output=str(folder / "scores.parquet")))
+            lora=link.lora if link else None, rows=str(rows), limit=limit, words_rows=words_rows, blocks=place,
+            output=str(folder)))
 
-    return work.artifacts.get_or_build("score", key, build)
+    place = Place.within(work.artifacts.folders, f"score-blocks/{key}")
+    scores = work.artifacts.get_or_build("score", key, build)
+    if not scores.cached:
+        work.artifacts.folders.remove(place.name)
+    return scores
 
 
 def metrics_of(work: Workspace, scores: Artifact, parts: Artifact) -> VerifierMetrics | SolverMetrics:

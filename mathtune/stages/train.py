@@ -166,8 +166,7 @@ def make_link(work: Workspace, lease: Lease, number: int, title: str, key: str, 
 
 def checkpoint_place(work: Workspace, key: str) -> Place:
     """Where the engine keeps the checkpoints of a link."""
-    folders = work.chain.folders
-    return Place(url=folders.url, cache=str(folders.cache) if folders.cache else None, name=work.chain.checkpoints(key))
+    return Place.within(work.chain.folders, work.chain.checkpoints(key))
 
 
 def trained_ranges(entries: list[Entry]) -> list[Range]:
