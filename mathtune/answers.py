@@ -10,12 +10,14 @@ Extraction follows GSM8K's own script and lm-evaluation-harness, which disagree 
 
 Comparison is exact (``fractions.Fraction``), never a float: 0.33 is not 1/3. A percent sign divides by 100, so ``18%``
 is ``0.18`` and not ``18``. Units count only where both answers have one. Scientific notation is not read.
+
+Left out: expressions, which take math-verify and a process that can be killed (``mathtune.grading``), and
+lm-evaluation-harness's own marks (``mathtune.gsm8k_marks``).
 """
 
 import re
 from fractions import Fraction
 
-EXPRESSION_SECONDS = 3  # whole seconds for each step of math-verify (SIGALRM)
 LONGEST_NUMBER = 400  # characters; int() refuses 4,300 digits, and no answer has that many
 LONGEST_EXPRESSION = 200  # characters
 
@@ -59,18 +61,15 @@ def extract_strict(completion: str) -> str | None:
     return match.group(1) if match else None
 
 
-def same_answer(gold: str, given: str | None) -> bool:
-    """Whether ``given`` (None: there is no answer) means the same as ``gold``.
+def same_answer(gold: str, given: str | None) -> bool | None:
+    """Whether ``given`` (None: there is no answer) means the same as ``gold``; None where only algebra can tell.
 
     Numbers are compared exactly, after thousands separators, currency signs and units are gone. Anything that holds a
-    word is compared as text, without case. The rest (LaTeX, expressions, sets) goes to math-verify.
-
-    Raises:
-        ValueError: by math-verify for an expression outside the main thread, since it uses SIGALRM.
+    word is compared as text, without case. The rest (LaTeX, expressions, sets) gives None, unless it is the same text.
     """
     if given is None:
         return False
-    gold, given = _tidy(gold), _tidy(given)
+    gold, given = tidy(gold), tidy(given)
     if not gold or not given:
         return False
     first, second = _exact(gold), _exact(given)
@@ -80,7 +79,7 @@ def same_answer(gold: str, given: str | None) -> bool:
         return True
     if max(len(gold), len(given)) > LONGEST_EXPRESSION or _WORD.search(gold) or _WORD.search(given):
         return False
-    return _same_expression(gold, given)
+    return None
 
 
 def _last_boxed(completion: str) -> str | None:
@@ -94,7 +93,7 @@ def _last_boxed(completion: str) -> str | None:
     return None
 
 
-def _tidy(answer: str) -> str:
+def tidy(answer: str) -> str:
     """Without what only decorates an answer: math delimiters, bold marks, LaTeX spaces, a final full stop."""
     answer = answer.replace("−", "-").replace(r"\$", "$").replace(r"\%", "%")
     answer = re.sub(r"\\(?:text|mathrm|mbox|textbf)\s*\{([^{}]*)\}", r" \1", answer)
@@ -122,11 +121,3 @@ def _exact(answer: str) -> tuple[Fraction, str] | None:
         number /= 100
     negative = match["sign"] == "-" or match["sign_after"] == "-"
     return (-number if negative else number), " ".join(words).removesuffix("s")
-
-
-def _same_expression(gold: str, given: str) -> bool:
-    from math_verify import LatexExtractionConfig, parse, verify  # sympy: 0.3 s and 50 MB that numbers do not need
-
-    sides = [parse(f"${side.replace('$', '')}$", [LatexExtractionConfig()], parsing_timeout=EXPRESSION_SECONDS)
-             for side in (gold, given)]
-    return bool(all(sides) and verify(*sides, timeout_seconds=EXPRESSION_SECONDS))

@@ -17,6 +17,7 @@ from trl import GRPOConfig, GRPOTrainer
 from mathtune.adapters import WEIGHTS, adapter_digest, attach, masters, reshape_for, restore_masters, save_adapter, towers
 from mathtune.errors import DataError, TrainingError
 from mathtune.events import Emit
+from mathtune.grading import Grader
 from mathtune.guards import BadNumberGuard
 from mathtune.jobs import GrpoJob
 from mathtune.models import Base, borrowed
@@ -62,15 +63,16 @@ def refine(job: GrpoJob, base: Base, emit: Emit) -> dict[str, Any]:
 
 
 def _train(job: GrpoJob, base: Base, adapted, start: dict[str, torch.Tensor], prompts: Dataset, run: Run) -> dict[str, Any]:
-    trainer = make_trainer(job, base, adapted, prompts, run)
-    restore_masters(adapted, start)
-    assert_policy_is_reference(adapted, start)
-    guard = BadNumberGuard(run.order)
-    guard.watch(trainer)
-    return run_trainer(trainer, run, guard, job.grpo.save_minutes)
+    with Grader(notice=lambda text: run.emit("notice", text=text)) as grader:
+        trainer = make_trainer(job, base, adapted, prompts, run, grader)
+        restore_masters(adapted, start)
+        assert_policy_is_reference(adapted, start)
+        guard = BadNumberGuard(run.order)
+        guard.watch(trainer)
+        return {**run_trainer(trainer, run, guard, job.grpo.save_minutes), "timed_out": grader.timed_out}
 
 
-def make_trainer(job: GrpoJob, base: Base, adapted, prompts: Dataset, run: Run) -> GRPOTrainer:
+def make_trainer(job: GrpoJob, base: Base, adapted, prompts: Dataset, run: Run, grader: Grader) -> GRPOTrainer:
     """trl's trainer with both rewards; one generation batch an optimizer step."""
     grpo = job.grpo
     arguments = GRPOConfig(
@@ -80,7 +82,7 @@ def make_trainer(job: GrpoJob, base: Base, adapted, prompts: Dataset, run: Run) 
         num_generations=grpo.generations, max_completion_length=grpo.max_new_tokens, temperature=grpo.temperature,
         beta=grpo.beta, shuffle_dataset=False,
         disable_dropout=True)  # else policy and reference differ by chance alone, before any step is made
-    rewards = [checked(correctness_reward(grpo.correct_reward)), checked(format_reward(grpo.format_reward))]
+    rewards = [checked(correctness_reward(grpo.correct_reward, grader)), checked(format_reward(grpo.format_reward))]
     return GRPOTrainer(adapted, rewards, arguments, train_dataset=prompts, processing_class=base.tokenizer,
                        callbacks=[FlatRewardGuard()])
 

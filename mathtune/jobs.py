@@ -179,6 +179,7 @@ class ScoreJob(_Job):
     rows: str
     limit: int | None = Field(description="score only the first rows")
     words_rows: int = Field(description="verifier: rows whose generated words are looked at")
+    sample_rows: int = Field(0, description="solver: rows of which evaluation.samples completions are drawn, too")
     blocks: Place = Field(description="where blocks of rows lie that are done")
     output: str = Field(description="folder to write scores.parquet to (schemas.VERDICTS or schemas.SOLUTIONS)")
     halvings: Count = Field(0, description="how often it ran out of memory: each time packs and batches are half as large")

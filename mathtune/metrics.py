@@ -5,16 +5,14 @@ itself, thresholds, and drawing.
 """
 
 import math
-from typing import get_args
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from sklearn.metrics import confusion_matrix, f1_score, roc_auc_score
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
-from mathtune.figures import Comparison, Interval, Outcome, SolverMetrics, VerifierMetrics, WordsMetrics
+from mathtune.figures import Comparison, Interval, VerifierMetrics, WordsMetrics
 
 _Z95 = 1.959963984540054  # 97.5% quantile of the normal distribution
 
@@ -101,20 +99,6 @@ def _words_metrics(verdicts: pa.Table, labels: np.ndarray) -> WordsMetrics | Non
         malformed=interval(int(np.sum(~formed)), len(said)),
         disagree=interval(int(np.sum((said == "true")[formed] != predictions[formed])), int(formed.sum())),
     )
-
-
-def solver_metrics(solutions: pa.Table) -> SolverMetrics:
-    """How well a solver solved.
-
-    Args:
-        solutions: rows of ``schemas.SOLUTIONS``.
-    """
-    rows = len(solutions)
-    right, strict, flexible = (int(pc.sum(solutions[name]).as_py() or 0) for name in ("correct", "strict", "flexible"))
-    outcomes = solutions["outcome"].to_pylist()
-    return SolverMetrics(rows=rows, accuracy=interval(right, rows), strict=interval(strict, rows),
-                         flexible=interval(flexible, rows),
-                         outcomes={name: outcomes.count(name) for name in get_args(Outcome)})
 
 
 def compare(correct_a: np.ndarray, correct_b: np.ndarray) -> Comparison:

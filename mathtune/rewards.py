@@ -10,8 +10,9 @@ import math
 import re
 from collections.abc import Callable
 
-from mathtune.answers import NUMBER, extract_answer, same_answer
+from mathtune.answers import NUMBER, extract_answer
 from mathtune.errors import TrainingError
+from mathtune.grading import Grader
 
 Completion = str | list[dict]
 Reward = Callable[..., list[float]]
@@ -19,19 +20,20 @@ Reward = Callable[..., list[float]]
 _ANSWER_LINE = re.compile(rf"#### {NUMBER}", re.ASCII)
 
 
-def correctness_reward(weight: float = 1.0) -> Reward:
+def correctness_reward(weight: float, grader: Grader) -> Reward:
     """Rewards a completion whose extracted answer (``mathtune.answers``) is the right one.
 
     Args:
-        weight: what a right completion gets; a wrong, empty or malformed one gets 0.
+        weight: what a right completion gets; a wrong, empty or malformed one gets 0, and so does one whose grading timed out.
+        grader: compares answers, and counts those that timed out.
 
     Returns:
         ``correctness(completions, answer, **columns) -> list[float]``.
     """
 
     def correctness(completions: list[Completion], answer: list[str], **_) -> list[float]:
-        return [weight * same_answer(gold, extract_answer(_text(completion)))
-                for completion, gold in zip(completions, answer, strict=True)]
+        given = [extract_answer(_text(completion)) for completion in completions]
+        return [weight * (same is True) for same in grader.same(list(zip(answer, given, strict=True)))]
 
     return correctness
 

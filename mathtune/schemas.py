@@ -42,8 +42,9 @@ SOLUTIONS = pa.schema([
     ("tokens", pa.int32()),
 ])
 
-# The same of completions that were drawn by chance, several a row; sample: from 0.
-SAMPLES = pa.schema([("row_id", pa.int64()), ("sample", pa.int32()), *list(SOLUTIONS)[1:]])
+# The same of completions that were drawn by chance, several a row; sample: from 0. same_as: the first sample of the row whose
+# answer means the same, itself where none before does (null: no answer).
+SAMPLES = pa.schema([("row_id", pa.int64()), ("sample", pa.int32()), *list(SOLUTIONS)[1:], ("same_as", pa.int32())])
 
 
 def rows_schema(task: str) -> pa.Schema:

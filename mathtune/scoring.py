@@ -16,6 +16,7 @@ import torch
 
 from mathtune.adapters import load_adapter
 from mathtune.events import Emit
+from mathtune.grading import Grader
 from mathtune.jobs import ScoreJob
 from mathtune.models import Base, borrowed
 from mathtune.prompts import PromptBuilder
@@ -99,7 +100,8 @@ def open_scorer(job: ScoreJob, base: Base, model: torch.nn.Module, emit: Emit) -
         with verifier_scorer(job, base, model, builder, sample, emit) as scorer:
             yield scorer
     else:
-        yield SolverScorer(job, base, model, builder)
+        with Grader() as grader:
+            yield SolverScorer(job, base, model, builder, grader)
 
 
 def _of_all(emit: Emit, start: int, total: int) -> Emit:

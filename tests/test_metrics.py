@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 from statsmodels.stats.proportion import proportion_confint
 
-from mathtune.metrics import compare, interval, solver_metrics, verifier_metrics
+from mathtune.metrics import compare, interval, verifier_metrics
 from mathtune.run_record import LinkRecord, RunRecord, TrainingCurve
-from mathtune.schemas import SOLUTIONS, VERDICTS
+from mathtune.schemas import VERDICTS
 from tests import record_fixtures
 
 SAID = ["true", "false", "malformed", None]
@@ -144,11 +144,6 @@ def test_paired_interval_covers_the_truth_as_often_as_it_says(p_gain, p_loss):
         difference = compare(first, second).difference
         covered += difference.low <= p_gain - p_loss <= difference.high
     assert 0.92 <= covered / rounds <= 0.995
-
-
-def test_solver_metrics_of_nothing():
-    found = solver_metrics(SOLUTIONS.empty_table())
-    assert math.isnan(found.accuracy.value) and set(found.outcomes.values()) == {0}
 
 
 @settings(max_examples=20)

@@ -12,7 +12,9 @@ from mathtune.chain import Link
 from mathtune.digests import digest_value
 from mathtune.figures import SolverMetrics, VerifierMetrics
 from mathtune.jobs import Place, ScoreJob
-from mathtune.metrics import solver_metrics, verifier_metrics
+from mathtune.metrics import verifier_metrics
+from mathtune.score_blocks import SAMPLES
+from mathtune.solver_metrics import solver_metrics
 from mathtune.stages import Outcome, pinned_model
 from mathtune.store import Artifact
 from mathtune.workspace import Workspace
@@ -24,7 +26,7 @@ def evaluate(work: Workspace, base: dict[str, Any], parts: Artifact, link: Link 
     """Scores a link (None: the base alone) on the chain's validation rows; the metrics are recorded with the link."""
     settings = work.recipe.evaluation
     scores = score_rows(work, base, link, parts.path("validation.parquet"), parts.files["validation.parquet"],
-                        limit=settings.rows, words_rows=settings.words_rows)
+                        limit=settings.rows, words_rows=settings.words_rows, sample_rows=settings.sample_rows)
     metrics = metrics_of(work, scores, parts)
     if link:
         work.chain.write_record(link, {"scores": scores.key, "rows": parts.files["validation.parquet"],
@@ -34,10 +36,13 @@ def evaluate(work: Workspace, base: dict[str, Any], parts: Artifact, link: Link 
 
 
 def score_rows(work: Workspace, base: dict[str, Any], link: Link | None, rows: Path, rows_digest: str, *,
-               limit: int | None, words_rows: int) -> Artifact:
-    """``scores.parquet``: what the model says of the first ``limit`` rows of a file (all if None)."""
-    recipe = work.recipe
-    asked = {"words": words_rows} if recipe.task == "verifier" else {"new_tokens": recipe.evaluation.max_new_tokens}
+               limit: int | None, words_rows: int, sample_rows: int = 0) -> Artifact:
+    """``scores.parquet``: what the model says of the first ``limit`` rows of a file (all if None); ``samples.parquet``: where a
+    solver draws several completions of the first ``sample_rows``."""
+    recipe, settings = work.recipe, work.recipe.evaluation
+    asked = {"words": words_rows} if recipe.task == "verifier" else {"new_tokens": settings.max_new_tokens}
+    if recipe.task == "solver" and sample_rows and settings.samples:
+        asked |= {"samples": settings.samples, "sample_rows": sample_rows, "temperature": settings.temperature}
     key = digest_value({
         "stage": "score", "version": SCORE_VERSION, "task": recipe.task, "base": base["base"], "dtype": base["dtype"],
         "tokenizer": base["tokenizer"], "quantization": recipe.model.quantization,
@@ -48,8 +53,8 @@ def score_rows(work: Workspace, base: dict[str, Any], link: Link | None, rows: P
         return work.engine.run(ScoreJob(
             task=recipe.task, model=pinned_model(recipe, base), prompt=recipe.prompt, evaluation=recipe.evaluation,
             hardware=recipe.hardware, cache=str(work.cache), adapter=str(work.chain.adapter(link)) if link else None,
-            lora=link.lora if link else None, rows=str(rows), limit=limit, words_rows=words_rows, blocks=place,
-            output=str(folder)))
+            lora=link.lora if link else None, rows=str(rows), limit=limit, words_rows=words_rows,
+            sample_rows=sample_rows, blocks=place, output=str(folder)))
 
     place = Place.within(work.artifacts.folders, f"score-blocks/{key}")
     scores = work.artifacts.get_or_build("score", key, build)
@@ -62,7 +67,8 @@ def metrics_of(work: Workspace, scores: Artifact, parts: Artifact) -> VerifierMe
     """Metrics of scores on the validation rows."""
     table = pq.read_table(scores.path("scores.parquet"))
     if work.recipe.task == "solver":
-        return solver_metrics(table)
+        drawn = scores.path(SAMPLES)
+        return solver_metrics(table, pq.read_table(drawn) if drawn.is_file() else None, work.recipe.evaluation.temperature)
     return verifier_metrics(table, labels_of(parts.path("validation.parquet"), len(table)))
 
 

@@ -17,7 +17,7 @@ from mathtune.stages.evaluate import correct_rows, metrics_of, wrong_rows
 from mathtune.store import Artifact
 from mathtune.workspace import Workspace
 
-COUNTS = ("examples", "tokens", "label_tokens", "shortened", "dropped", "left_out")
+COUNTS = ("examples", "tokens", "label_tokens", "shortened", "dropped", "left_out", "timed_out")
 
 
 def make_record(work: Workspace, links: list[Link], served: set[str], scores: dict[str, Artifact], base: dict[str, Any],
