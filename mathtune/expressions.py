@@ -36,9 +36,8 @@ def same_expression(gold: str, given: str) -> bool:
 
 def main() -> None:
     """Answers line by line."""
-    import math_verify  # noqa: F401 (before the limits)
-
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of a missing time limit
+    same_expression("x", "y + 0.5")  # imports and first steps, before the limits
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for those who wait for the answers
     for number in (signal.SIGPROF, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)

@@ -61,7 +61,7 @@ class Grader:
         self._threads = ThreadPoolExecutor(PROCESSES, thread_name_prefix="grading")
         self._mine = threading.local()  # each thread keeps its process
         self._processes: set[_Process] = set()
-        self._lock = threading.Lock()
+        self._lock, self._closed = threading.Lock(), False
 
     def same(self, pairs: Sequence[tuple[str, str | None]]) -> list[bool | None]:
         """For each pair of a right and a given answer whether they mean the same (``answers.same_answer``); None: it timed out.
@@ -78,10 +78,13 @@ class Grader:
 
     def close(self) -> None:
         """Ends all processes, and comparisons that still wait for one."""
+        self._closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
-        self._kill()
+        with self._lock:
+            running, self._processes = self._processes, set()
+        for process in running:
+            process.kill()
         self._threads.shutdown()
-        self._kill()  # one that began meanwhile
 
     def __enter__(self) -> "Grader":
         return self
@@ -96,7 +99,7 @@ class Grader:
                 return process.ask(pair)
             except Ended as ended:
                 self._forget(process)
-                if ended.status in GAVE_UP:
+                if ended.status in GAVE_UP or self._closed:
                     break
         self._count_time_out(pair)
         return None
@@ -108,13 +111,9 @@ class Grader:
             process = self._mine.process = _Process(self.cpu_seconds)
             with self._lock:
                 self._processes.add(process)
+            if self._closed:
+                process.kill()
         return process
-
-    def _kill(self) -> None:
-        with self._lock:
-            running, self._processes = self._processes, set()
-        for process in running:
-            process.kill()
 
     def _forget(self, process: "_Process") -> None:
         with self._lock:
@@ -124,7 +123,7 @@ class Grader:
         with self._lock:
             self.timed_out += 1
             first = self.timed_out == 1
-        if first and self.notice:
+        if first and self.notice and not self._closed:
             self.notice(f"math-verify took too long over {pair[1]!r} (is it {pair[0]!r}?): such an answer counts as not right")
 
 
@@ -182,19 +181,24 @@ def grade(golds: Sequence[str], completions: Sequence[str], finished: Sequence[b
         for gold, completion, answer, same, ended in zip(golds, completions, given, verdicts, finished, strict=True)]
 
 
-def answer_classes(given: Sequence[str | None], grader: Grader) -> list[int | None]:
-    """For each of several answers the place of the first one that means the same (its own, where none before does); None where
-    there is no answer. What cannot be compared in time is another answer."""
-    known = {answer: place for place, answer in reversed(list(enumerate(given))) if answer is not None}  # the first of a text
-    firsts: list[str] = []
-    classes: dict[str, int] = {}
-    for answer in sorted(known, key=known.__getitem__):
-        verdicts = grader.same([(first, answer) for first in firsts])
+def answer_classes(grades: Sequence[Grade], grader: Grader) -> list[int | None]:
+    """For each of several graded answers the place of the first one that means the same (its own, where none before does); None
+    where there is no answer. One that timed out before is the same as its own text alone, since it would time out again."""
+    places: dict[str, int] = {}  # of each text, the first of its class
+    firsts: list[str] = []  # of each class that can be compared
+    for place, found in enumerate(grades):
+        if found.given is None or found.given in places:
+            continue
+        places[found.given] = place
+        if found.outcome == "timed out":
+            continue
+        verdicts = grader.same([(first, found.given) for first in firsts])
         same = next((first for first, verdict in zip(firsts, verdicts, strict=True) if verdict), None)
         if same is None:
-            firsts.append(answer)
-        classes[answer] = known[answer if same is None else same]
-    return [None if answer is None else classes[answer] for answer in given]
+            firsts.append(found.given)
+        else:
+            places[found.given] = places[same]
+    return [None if found.given is None else places[found.given] for found in grades]
 
 
 def _outcome(same: bool | None, ended: bool, answer: str | None) -> Outcome:

@@ -72,7 +72,7 @@ class SolverScorer:
         completions = self._complete([prompt for _, prompt, _ in asked], seeds, emit, "sampling")
         grades = self._grade([row for row, _, _ in asked], completions)
         classes = [place for begin in range(0, len(asked), count)
-                   for place in answer_classes([found.given for found in grades[begin:begin + count]], self.grader)]
+                   for place in answer_classes(grades[begin:begin + count], self.grader)]
         return pa.Table.from_pylist(
             [{"row_id": row["row_id"], "sample": sample, **asdict(completion), **asdict(found), "same_as": place}
              for (row, _, sample), completion, found, place in zip(asked, completions, grades, classes, strict=True)],

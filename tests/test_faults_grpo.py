@@ -26,7 +26,7 @@ def solver_link(tiny_base, tmp_path_factory) -> Path:
 
 def reward_failing(at_step=None, gives=None):
     """A reward by length (the tiny base finds no answer, and equal rewards teach nothing) that fails at one step."""
-    def correctness_reward(weight):
+    def correctness_reward(weight, grader):
         calls = []
 
         def correctness(completions, **columns):

@@ -9,12 +9,14 @@ import torch
 
 from mathtune import scoring
 from mathtune.answers import extract_answer, same_answer
+from mathtune.generation import GumbelNoise, sample_seed
 from mathtune.models import borrowed, load_base
 from mathtune.packed_model import label_logits
 from mathtune.packing import cut, make_pack
 from mathtune.prefill_plan import Prefill
 from mathtune.prompts import PromptBuilder
-from mathtune.recipe import Sft
+from mathtune.recipe import Evaluation, Sft
+from mathtune.schemas import SAMPLES
 from mathtune.scoring import score
 from mathtune.sft import train_chunk
 from mathtune.verifier_scoring import prompt_tokens
@@ -167,3 +169,58 @@ def test_solutions_are_graded_and_cut_off_ones_are_told_apart(base, tiny_base, t
     for solution, row in zip(table, rows, strict=True):
         assert solution["given"] == extract_answer(solution["completion"])
         assert solution["correct"] == same_answer(row["answer"], solution["given"])
+        assert solution["outcome"] in ("right", "wrong", "unparsed") or not solution["finished"]
+
+
+def drawn(job):
+    """The samples that a job has written."""
+    return pq.read_table(Path(job.output) / "samples.parquet")
+
+
+def sampling(**changes) -> Evaluation:
+    return Evaluation(**{"batch_size": 16, "max_new_tokens": 12, "samples": 3, "temperature": 0.8, **changes})
+
+
+def test_samples_of_the_first_rows_do_not_depend_on_what_they_are_drawn_with(base, tiny_base, tmp_path, monkeypatch):
+    job = score_job(tiny_base, tmp_path / "a", "solver", evaluation=sampling(), sample_rows=10, n=20)
+    score(job, base, quiet)
+    table = drawn(job)
+    assert table.schema.equals(SAMPLES) and read(job).num_rows == 20
+    assert table["row_id"].to_pylist() == [row for row in range(10) for _ in range(3)]
+    assert table["sample"].to_pylist() == [0, 1, 2] * 10
+    assert len(set(table["completion"].to_pylist())) > 15  # by chance
+    for row in table.to_pylist():
+        assert row["given"] == extract_answer(row["completion"]) and (row["same_as"] is None) == (row["given"] is None)
+
+    monkeypatch.setitem(scoring.BLOCK_ROWS, "solver", 4)  # other blocks, other batches
+    again = score_job(tiny_base, tmp_path / "b", "solver", evaluation=sampling(batch_size=5), sample_rows=10, n=20)
+    score(again, base, quiet)
+    assert drawn(again).equals(table) and read(again).equals(read(job))
+    fewer = score_job(tiny_base, tmp_path / "c", "solver", evaluation=sampling(samples=2), sample_rows=6, n=20)
+    score(fewer, base, quiet)
+    assert drawn(fewer)["completion"].to_pylist() == [
+        row["completion"] for row in table.to_pylist() if row["row_id"] < 6 and row["sample"] < 2]
+
+
+def test_no_samples_where_none_are_asked(base, tiny_base, tmp_path):
+    for job in (score_job(tiny_base, tmp_path / "a", "solver", sample_rows=10, n=4),
+                score_job(tiny_base, tmp_path / "b", "solver", evaluation=sampling(), n=4)):
+        score(job, base, quiet)
+        assert not (Path(job.output) / "samples.parquet").exists()
+
+
+def test_noise_draws_from_the_softmax_at_a_temperature():
+    logits, temperature, count = torch.tensor([2.0, 1.0, 0.0, -torch.inf]), 0.7, 20_000
+    noise = GumbelNoise(temperature, [sample_seed(7, i) for i in range(count)], torch.device("cpu"))
+    tokens = noise(torch.zeros(count, 1), logits.expand(count, -1)).argmax(-1)
+    expected = (logits / temperature).softmax(-1)
+    found = torch.bincount(tokens, minlength=4) / count
+    assert found[3] == 0
+    assert torch.all((found - expected).abs() < 4 * (expected * (1 - expected) / count).sqrt() + 1e-9)
+
+
+def test_the_largest_token_is_nearly_always_drawn_at_a_low_temperature(base, tiny_base, tmp_path):
+    job = score_job(tiny_base, tmp_path, "solver", evaluation=sampling(temperature=1e-6), sample_rows=8, n=8)
+    score(job, base, quiet)
+    greedy = [text for text in read(job)["completion"].to_pylist() for _ in range(3)]
+    assert drawn(job)["completion"].to_pylist() == greedy
