@@ -145,8 +145,9 @@ def _row(row: dict[str, Any], floor: float) -> str:
 def _differences(row: dict[str, Any]) -> str:
     largest = {name: f"{gap['largest']:.2g} (mean {gap['mean']:.2g})" for name, gap in row["gaps"].items()}
     return (f"P(True) of {row['name']}, largest difference: {largest['packed_from_alone']} from each row in a pack of its own; "
-            f"{largest['packed_from_float32']} from transformers' layers in float32, a row at a time, which are themselves "
-            f"{largest['plain_from_float32']} from that in the compute dtype. Its standard deviation over rows is {row['p_spread']:.2g}.")
+            f"{largest['packed_from_float32']} from transformers' layers in float32, a row at a time, which in half precision "
+            f"are {largest['plain_from_float32']} from that themselves. Standard deviation over rows: {row['p_spread']:.2g}.")
+
 
 
 if __name__ == "__main__":
