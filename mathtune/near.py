@@ -19,7 +19,7 @@ from mathtune.questions import scramble, text_keys
 PERMUTATIONS = 120  # of a signature; many divisors, so that there are bands for every limit
 SEED = 1
 FOUND = 0.99  # of the pairs that are just at the limit, the share that must become candidates
-QUERY_ROWS = 2048  # texts looked up at a time: those of one template can have thousands of candidates each
+QUERY_ROWS = 512  # texts looked up at a time: those of one template can have thousands of candidates each
 PAIRS = 200_000  # whose similarity is computed at a time
 
 
