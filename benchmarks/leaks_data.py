@@ -73,10 +73,10 @@ def make_parts(folder: Path, rows: int) -> tuple[list[dict], dict[str, float]]:
 
 
 def make_questions(rng: np.random.Generator, count: int) -> list[str]:
-    """Two to five sentences and a question each."""
+    """Two to four sentences and a question each."""
     made = []
     for _ in range(count):
-        chosen = rng.choice(len(SENTENCES), rng.integers(2, 6), replace=False).tolist()
+        chosen = rng.choice(len(SENTENCES), rng.integers(2, 5), replace=False).tolist()
         patterns = [*(SENTENCES[number] for number in chosen), ENDINGS[rng.integers(len(ENDINGS))]]
         people = {slot: words[rng.integers(len(words))] for slot, words in SLOTS.items()}
         made.append(" ".join(_fill(rng, pattern, people) for pattern in patterns))

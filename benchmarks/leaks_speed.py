@@ -69,17 +69,15 @@ def measure(folder: Path) -> dict:
     start_mib = peak_mib()
     pool, validation, test = (Questions(name, folder / f"{name}.parquet") for name in ("pool", "validation", "test"))
     leaks.EXAMPLES = 10**9  # all of them: what was found is compared with what was planted
-    began = time.monotonic()
+    began, cpu = time.monotonic(), time.process_time()
     pairs = find_leaks(pool, [validation, test], NEAR)
-    pool_seconds = time.monotonic() - began
     pairs += find_leaks(validation, [test], NEAR)
-    seconds = time.monotonic() - began
+    seconds, cpu = time.monotonic() - began, time.process_time() - cpu
     found = [(example.kind, pair.second, example.second_row) for pair in pairs[:2] for example in pair.examples]
     np.savez(folder / "found.npz", **{name: np.array(column) for name, column in
                                       zip(("kind", "part", "row"), zip(*found, strict=True), strict=True)})
-    return {"seconds": round(seconds, 1), "pool_seconds": round(pool_seconds, 1), "peak_mib": peak_mib(),
-            "start_mib": start_mib,
-            "pairs": [pair.model_dump(exclude={"examples"}) for pair in pairs]}
+    return {"seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1), "peak_mib": peak_mib(),
+            "start_mib": start_mib, "pairs": [pair.model_dump(exclude={"examples"}) for pair in pairs]}
 
 
 def recall(planted: list[dict], found: dict) -> list[dict]:
@@ -156,8 +154,9 @@ def as_markdown(figures: dict) -> str:
              + machine_line(figures["machine"]),
              f"{figures['rows']:,} rows, {data['words']:.0f} words a question on average, {data['chars'] / 1e6:,.0f} MB of "
              f"text. Near: Jaccard similarity of word pairs of {figures['near']} or more.", "",
-             f"**{figures['seconds']:.1f} s on {figures['cores']} cores**, peak memory {figures['peak_mib']:,.0f} MiB "
-             f"({figures['start_mib']:,.0f} MiB of it for Python and its libraries). Target: under {SECONDS} s: {met}.", "",
+             f"**{figures['seconds']:.1f} s on {figures['cores']} cores** ({figures['cpu_seconds']:.1f} s of processor time), "
+             f"peak memory {figures['peak_mib']:,.0f} MiB ({figures['start_mib']:,.0f} MiB of it for Python and its libraries). "
+             f"Target: under {SECONDS} s: {met}.", "",
              "| between | rows | exact | normalised | near |", "|---|---:|---:|---:|---:|"]
     lines += [f"| {pair['first']}, {pair['second']} | {pair['first_rows']:,} and {pair['second_rows']:,} | {pair['exact']:,} | "
               f"{pair['normalised']:,} | {pair['near']:,} |" for pair in figures["pairs"]]

@@ -52,16 +52,15 @@ class NearIndex:
         shingles, edges = shingle(texts)
         found = [np.empty((3, 0))]
         for start in range(0, len(texts), QUERY_ROWS):
-            inner = edges[start:start + QUERY_ROWS + 1]
-            candidates = self._lsh.query_all(_signatures(shingles, inner))
-            rows = np.repeat(np.arange(len(candidates)), [len(one) for one in candidates])
-            places = np.fromiter(chain.from_iterable(candidates), np.int64, len(rows))
-            if len(rows):
-                sets = self._as_sets(shingles[inner[0]:inner[-1]], inner - inner[0])
-                sizes = _distinct(shingles, inner)
-                similarity = self._similarity(sets, sizes, rows, places)
+            candidates = self._lsh.query_all(_signatures(shingles, edges[start:start + QUERY_ROWS + 1]))
+            counts = np.array([len(one) for one in candidates])
+            asked = np.flatnonzero(counts)
+            if len(asked):
+                rows = np.repeat(np.arange(len(asked)), counts[asked])
+                places = np.fromiter(chain.from_iterable(candidates), np.int64, len(rows))
+                similarity = self._similarity(*_chosen(shingles, edges, start + asked), rows, places)
                 near = similarity >= self.near
-                found.append(np.stack([rows[near] + start, places[near], similarity[near]]))
+                found.append(np.stack([start + asked[rows[near]], places[near], similarity[near]]))
         rows, places, similarity = np.concatenate(found, axis=1)
         return rows.astype(np.int64), places.astype(np.int64), similarity
 
@@ -81,7 +80,9 @@ class NearIndex:
         sets.data[:] = 1
         return sets
 
-    def _similarity(self, sets: sparse.csr_array, sizes: np.ndarray, rows: np.ndarray, places: np.ndarray) -> np.ndarray:
+    def _similarity(self, shingles: np.ndarray, edges: np.ndarray, rows: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Jaccard similarity of the texts ``rows`` and the index's ``places``, pair by pair."""
+        sets, sizes = self._as_sets(shingles, edges), _distinct(shingles, edges)
         both = [sets[rows[start:start + PAIRS]].multiply(self._sets[places[start:start + PAIRS]]).sum(axis=1)
                 for start in range(0, len(rows), PAIRS)]
         both = np.concatenate(both)
@@ -123,16 +124,18 @@ def shingle(texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
 def _signatures(shingles: np.ndarray, edges: np.ndarray) -> list:
     from rensa import RMinHash
 
-    tokens = shingles[edges[0]:edges[-1]].view("S8").tolist()
-    low, high = (edges - edges[0])[:-1].tolist(), (edges - edges[0])[1:].tolist()
-    return RMinHash.from_token_sets([tokens[a:b] for a, b in zip(low, high, strict=True)], PERMUTATIONS, SEED)
+    tokens = shingles[edges[0]:edges[-1]].view("S8").tolist()  # as bytes objects, which rensa reads fastest
+    bounds = (edges - edges[0]).tolist()
+    return RMinHash.from_token_sets([tokens[low:high] for low, high in zip(bounds[:-1], bounds[1:], strict=True)],
+                                    PERMUTATIONS, SEED)
 
 
 def _distinct(shingles: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """How many different shingles each text has (int64)."""
-    inner = shingles[edges[0]:edges[-1]]
-    rows = np.repeat(np.arange(len(edges) - 1), np.diff(edges))
-    order = np.lexsort((inner, rows))
-    new = np.ones(len(order), bool)
-    new[1:] = (np.diff(inner[order]) != 0) | (np.diff(rows[order]) != 0)
-    return np.bincount(rows[order][new], minlength=len(edges) - 1)
+    return np.array([len(np.unique(shingles[low:high])) for low, high in zip(edges[:-1], edges[1:], strict=True)])
+
+
+def _chosen(shingles: np.ndarray, edges: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The shingles of some of the texts, and their edges."""
+    parts = [shingles[edges[row]:edges[row + 1]] for row in rows]
+    return np.concatenate(parts), np.concatenate([[0], np.cumsum([len(part) for part in parts])])

@@ -41,7 +41,7 @@ def recipe(make_recipe):
 def test_a_verifier_from_source_to_report_and_again_from_what_is_there(recipe):
     result = pipeline(recipe, execution="first")
     first = stages(recipe, "first")
-    assert list(first) == ["check-base", "download", "balance", "split", "evaluate base", "train-chunk[0:96)",
+    assert list(first) == ["check-base", "download", "balance", "split", "leaks", "evaluate base", "train-chunk[0:96)",
                            "evaluate sft[0:96)", "judge sft[0:96)", "train-chunk[96:192)", "evaluate sft[96:192)",
                            "judge sft[96:192)", "submit", "report"]
     assert set(first.values()) == {"done"}
