@@ -155,7 +155,7 @@ def as_markdown(figures: dict) -> str:
              f"{figures['rows']:,} rows, {data['words']:.0f} words a question on average, {data['chars'] / 1e6:,.0f} MB of "
              f"text. Near: Jaccard similarity of word pairs of {figures['near']} or more.", "",
              f"**{figures['seconds']:.1f} s on {figures['cores']} cores** ({figures['cpu_seconds']:.1f} s of processor time), "
-             f"peak memory {figures['peak_mib']:,.0f} MiB ({figures['start_mib']:,.0f} MiB of it for Python and its libraries). "
+             f"peak memory {figures['peak_mib']:,.0f} MiB ({figures['start_mib']:,.0f} MiB of it Python and its libraries). "
              f"Target: under {SECONDS} s: {met}.", "",
              "| between | rows | exact | normalised | near |", "|---|---:|---:|---:|---:|"]
     lines += [f"| {pair['first']}, {pair['second']} | {pair['first_rows']:,} and {pair['second_rows']:,} | {pair['exact']:,} | "
