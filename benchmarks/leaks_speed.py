@@ -140,11 +140,10 @@ def time_datasketch(pool: tuple, validation: tuple) -> dict[str, float]:
 def describe() -> dict:
     """The machine, with the versions of the libraries that matter here."""
     machine = describe_machine()
-    import rensa
-
     machine["versions"] = {name: version for name, version in machine["versions"].items()
                            if name not in LIBRARIES or name in ("pyarrow", "numpy")}
-    return machine | {"versions": machine["versions"] | {"rensa": importlib.metadata.version(rensa.__name__)}}
+    libraries = {name: importlib.metadata.version(name) for name in ("rensa", "datasketch") if importlib.util.find_spec(name)}
+    return machine | {"versions": machine["versions"] | libraries}
 
 
 def as_markdown(figures: dict) -> str:

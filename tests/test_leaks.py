@@ -206,7 +206,7 @@ def test_a_planted_leak_of_each_kind_between_each_two_parts(planted, kind, first
             assert [(one.kind, one.first_row, one.second_row) for one in pair.examples] == [
                 (kind, offset[first] + 2, offset[second] + 4)] * len(expected)
         assert f"1 {kind}" in outcome.summary
-        assert len(run.notices) == 1 and f"1 {kind} " in run.notices[0] and str(run.file) in run.notices[0]
+        assert len(run.notices) == 1 and f"too: 1 {kind};" in run.notices[0] and str(run.file) in run.notices[0]
         assert [pair[kind] for pair in json.loads(run.file.read_text())].count(1) == 1
 
 

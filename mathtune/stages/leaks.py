@@ -1,6 +1,7 @@
 """Before training: which questions stand in more than one of training pool, validation, test rows and GRPO prompts?"""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def _test(raw: Artifact) -> Questions:
     return Questions(TEST, raw.path("test.parquet"))
 
 
-def _served(work: Workspace, key: str, find) -> Artifact:
+def _served(work: Workspace, key: str, find: Callable[[], list[LeakPair]]) -> Artifact:
     def build(folder: Path) -> dict[str, Any]:
         pairs = find()
         (folder / FILE).write_text(json.dumps([pair.model_dump(mode="json") for pair in pairs], ensure_ascii=False, indent=2))
@@ -118,8 +119,8 @@ def stops(recipe: Recipe, pair: LeakPair) -> bool:
 
 def _notice(pair: LeakPair) -> str:
     counts = [f"{getattr(pair, kind):,} {kind}" for kind in KINDS if getattr(pair, kind)]
-    return f"{pair.second} rows whose question stands in {pair.first}, too: {', '.join(counts)} " \
-           f"of {pair.second_rows:,}" if counts else ""
+    return (f"questions of the {pair.second_rows:,} {pair.second} rows that the {pair.first_rows:,} rows of {pair.first} hold, "
+            f"too: {', '.join(counts)}") if counts else ""
 
 
 def _stop(pair: LeakPair, file: Path) -> DataError:
