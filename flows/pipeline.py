@@ -51,4 +51,5 @@ def train(run: Run, decision: Decision | None) -> None:
         with next_tokenised(work, run.base, run.parts, wanted, following):
             run.place(train_chunk(work, run.base, run.parts, wanted), decision)
     if recipe.grpo:
+        run.check_prompts()
         run.place(grpo(work, run.base, run.parts), decision)

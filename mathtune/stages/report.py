@@ -14,6 +14,7 @@ from mathtune.report.build import build_report
 from mathtune.run_record import LeftOut, LinkRecord, Redone, RunRecord, TrainingCurve
 from mathtune.stages import Outcome
 from mathtune.stages.evaluate import correct_rows, metrics_of, wrong_rows
+from mathtune.stages.leaks import read_pairs
 from mathtune.store import Artifact
 from mathtune.workspace import Workspace
 
@@ -60,6 +61,7 @@ def make_record(work: Workspace, links: list[Link], served: set[str], scores: di
         links=records, left_out=left_out(work.chain),
         exact=base["device"] == "cpu" or work.recipe.hardware.deterministic,
         versus_base=compare(correct[""], correct[last]) if last and "" in correct else None,
+        leaks=[pair for name in ("leaks", "prompt-leaks") if name in data for pair in read_pairs(data[name])],
         data={name: artifact.facts for name, artifact in data.items()}, submission=submission,
         versions={"mathtune": __version__, "python": platform.python_version(), **base["versions"]},
         pins=work.chain.pins() or {}, seconds=work.seconds)
