@@ -57,7 +57,7 @@ def calibrate(margins: np.ndarray, labels: np.ndarray, questions: np.ndarray) ->
         versus_plain=compare(correct_before, correct_after), true_share=interval(int((after > threshold).sum()), rows),
         brier_plain=brier_plain, brier=brier, error_plain=error_plain, error=error,
         bins=reliability_bins(after, labels),
-        curve=[(float(at), float(np.mean((after > at) == labels))) for at in np.linspace(0, 1, CURVE_POINTS)])
+        curve=[(float(at), float(np.mean((after > at) == labels))) for at in np.arange(CURVE_POINTS) / (CURVE_POINTS - 1)])
 
 
 def first_half(questions: np.ndarray) -> np.ndarray:
@@ -136,7 +136,7 @@ def brier_and_error(p_true: np.ndarray, labels: np.ndarray, questions: np.ndarra
 
 def reliability_bins(p_true: np.ndarray, labels: np.ndarray) -> list[Bin]:
     """Rows by P(True), ten bins of equal width: what a reliability diagram draws."""
-    place, edges = bin_of(p_true), np.linspace(0, 1, BINS + 1)
+    place, edges = bin_of(p_true), np.arange(BINS + 1) / BINS
     rows, confidence, true = (np.bincount(place, weight, minlength=BINS) for weight in (None, p_true, labels))
     return [Bin(low=float(edges[i]), high=float(edges[i + 1]), confidence=confidence[i] / rows[i] if rows[i] else np.nan,
                 true_share=interval(int(true[i]), int(rows[i]))) for i in range(BINS)]

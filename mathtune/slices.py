@@ -87,7 +87,7 @@ def answer_type(answer: str) -> str:
     if _LATEX_FRACTION.fullmatch(answer.strip(" $.")):
         return "fraction"
     plain = _DECORATION.sub(" ", answer.replace("−", "-").replace(r"\$", "$"))
-    plain = re.sub(r"\s+", " ", plain).strip(" .")
+    plain = re.sub(r"\s+", " ", plain).strip().rstrip(" .")
     if len(plain) > 1 and plain[0] == plain[-1] == "$":
         plain = plain[1:-1].strip()
     if not plain:

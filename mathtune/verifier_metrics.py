@@ -94,7 +94,7 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 
 def _histogram(p_true: np.ndarray, labels: np.ndarray) -> ScoreHistogram:
-    edges = np.linspace(0, 1, HISTOGRAM_BINS + 1)
+    edges = np.arange(HISTOGRAM_BINS + 1) / HISTOGRAM_BINS
     true, false = (np.histogram(p_true[labels == label], edges)[0].tolist() for label in (True, False))
     return ScoreHistogram(edges=edges.tolist(), true=true, false=false)
 
