@@ -129,7 +129,7 @@ def test_solver_metrics_of_nothing():
     assert math.isnan(found.accuracy.value) and set(found.outcomes.values()) == {0}
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 4), st.booleans(), st.integers(0, 30))
 def test_a_record_survives_its_json_which_is_strict(chunks, base, rows):
     record = record_fixtures.verifier_record(chunks=chunks, rows=rows, base=base, words=rows // 2)

@@ -32,10 +32,12 @@ def drawn_rows(rows: int, seed: int, shift: float = 1.0) -> tuple[pa.Table, np.n
     random = np.random.default_rng(seed)
     labels = random.random(rows) < 0.4
     margins = random.normal(np.where(labels, shift, -shift), 1.5)
-    return verdict_table([(label, margin, None) for label, margin in zip(labels, margins, strict=True)])
+    nothing = [None] * rows
+    columns = [range(rows), margins, np.zeros(rows), expit(margins), margins > 0, nothing, nothing]
+    return pa.table(columns, schema=VERDICTS), labels
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(judged_rows)
 def test_figures_agree_with_scikit_learn(rows):
     table, labels = verdict_table(rows)
@@ -61,7 +63,7 @@ def test_figures_agree_with_scikit_learn(rows):
                                        for said in ("true", "false")} for truth in ("true", "false")}
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(judged_rows.filter(bool), st.randoms(use_true_random=False))
 def test_a_resamples_figures_are_those_of_the_rows_that_it_holds(rows, random):
     rows = sorted(rows, key=lambda row: row[1])
@@ -75,7 +77,7 @@ def test_a_resamples_figures_are_those_of_the_rows_that_it_holds(rows, random):
     assert area == pytest.approx(sk.roc_auc_score(held[0], held[2]) if two else math.nan, nan_ok=True)
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(judged_rows.filter(bool))
 def test_calibration_error_and_histogram_agree_with_brute_force(rows):
     table, labels = verdict_table(rows)
@@ -143,7 +145,7 @@ def test_few_rows_or_one_label_are_told_as_far_as_they_go(rows):
     assert found.brier.low == 0 and found.brier.high == 1  # one question: no spread is known
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(judged_rows)
 def test_words_are_counted_row_by_row_and_malformed_is_its_own_class(rows):
     table, labels = verdict_table(rows)
