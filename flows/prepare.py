@@ -53,7 +53,7 @@ class Run:
     def evaluate(self, link: Link | None) -> None:
         """Scores a link, or the base alone."""
         title = link.title if link else "base"
-        self.scores[link.key if link else ""] = evaluate(self.work, self.base, self.parts, link, title)
+        self.scores[link.key if link else ""] = evaluate(self.work, self.base, self.parts, link, self.data["download"], title)
 
     def place(self, link: Link, decision: Decision | None) -> None:
         """Scores a link and its parent; a link that has no place in the chain yet is judged."""

@@ -7,9 +7,10 @@ import numpy as np
 import pyarrow as pa
 
 from mathtune.digests import digest_value
-from mathtune.metrics import compare, solver_metrics, verifier_metrics
+from mathtune.metrics import compare, solver_metrics
 from mathtune.run_record import EvalStep, LinkRecord, RunRecord, Step, TrainingCurve
 from mathtune.schemas import SOLUTIONS, VERDICTS
+from mathtune.verifier_metrics import verifier_metrics
 
 CREATED = datetime(2025, 3, 14, 15, 9, tzinfo=UTC)
 
