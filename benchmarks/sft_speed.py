@@ -12,14 +12,13 @@ tried again with fewer examples a forward pass; what fails is a row that says so
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.children import child, say
 from benchmarks.machine import RESULTS, describe_machine, write_results
 from benchmarks.sft_data import EXAMPLES
 from benchmarks.sft_report import as_markdown, compact, draw, figures_of, floor_tokens_per_second, ratios
@@ -60,7 +59,7 @@ def prepare(folder: Path, shape: str, layers: int | None, examples: int = EXAMPL
     if not made.is_file():
         say("preparing")
         values = {"folder": str(folder), "shape": shape, "layers": layers, "examples": examples}
-        found = child("prepare", values, folder, 300)
+        found = child("benchmarks.sft_child", "prepare", values, folder, 300)
         if found["status"] != "ok":
             sys.exit(f"preparing: {found['message']}")
     return json.loads(made.read_text())
@@ -103,7 +102,7 @@ def measure(system: System, prepared: dict[str, Any], folder: Path, arguments: a
                     folder=str(folder / str(micro_batch)), max_length=MAX_LENGTH[arguments.shape], warmup=arguments.warmup,
                     timed=arguments.timed, per_step=system.per_step, micro_batch=micro_batch, optimizer=arguments.optimizer,
                     settings=system.settings)
-        found = child("train", task.as_json(), folder / str(micro_batch), arguments.time_limit)
+        found = child("benchmarks.sft_child", "train", task.as_json(), folder / str(micro_batch), arguments.time_limit)
         # an allocator that had to give memory back and ask again was at its limit: fewer examples a pass are faster
         tight = found.get("allocator_retries", 0) > 0
         if found["status"] != "out of memory" and not (tight and micro_batch != micro_batches[-1]):
@@ -114,34 +113,6 @@ def measure(system: System, prepared: dict[str, Any], folder: Path, arguments: a
         say(f"  {found['status']}: {found['message']}")
         return {**row, **found}
     return {**row, "too_large": too_large, **figures_of(found, arguments.warmup, system.per_step, floor)}
-
-
-def child(what: str, values: dict[str, Any], folder: Path, time_limit: float) -> dict[str, Any]:
-    """What a fresh process found; where it ended without a result, ``{"status": "failed", "message": ...}``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    task, result, log = folder / "task.json", folder / "result.json", folder / "log.txt"
-    task.write_text(json.dumps(values))
-    root = Path(__file__).parents[1]
-    environment = {"PYTORCH_ALLOC_CONF": "expandable_segments:True",  # as the engine
-                   "OMP_WAIT_POLICY": "PASSIVE",  # as well: spinning threads starve each other on a busy machine
-                   **os.environ, "PYTHONPATH": os.pathsep.join([str(root), *sys.path]), "TOKENIZERS_PARALLELISM": "false"}
-    command = [sys.executable, "-m", "benchmarks.sft_child", what, str(task), str(result)]
-    with log.open("w") as errors:
-        try:
-            ended = subprocess.run(command, env=environment, stderr=errors, timeout=time_limit)
-        except subprocess.TimeoutExpired:
-            return {"status": "failed", "message": f"took longer than {time_limit:.0f} s"}
-    if result.is_file():
-        found = json.loads(result.read_text())
-    else:
-        found = {"status": "failed", "message": f"the process ended with status {ended.returncode}"}
-    if found["status"] == "failed":
-        say("\n".join(log.read_text().splitlines()[-25:]))
-    return found
-
-
-def say(line: str) -> None:
-    print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def submit_link(recipe: Recipe, link: int | None = None, execution: Name | None 
         run = prepare(work)
         chosen = requested_link(run, link)
         run.evaluate(chosen)
-        run.submission = submit(work, run.base, run.data["download"], chosen)
+        run.submission = submit(work, run.base, run.data["download"], run.parts, chosen)
         return run.report()
 
 

@@ -35,7 +35,7 @@ def pipeline(recipe: Recipe, decision: Decision | None = None, execution: Name |
             links = work.chain.links()
             if not links:
                 raise nothing_accepted(work)
-            run.submission = submit(work, run.base, run.data["download"], links[-1])
+            run.submission = submit(work, run.base, run.data["download"], run.parts, links[-1])
         except (TrainingError, ChainError):  # worse than its parent, all skipped, one answer only: the report shows why
             run.report()
             raise
@@ -51,4 +51,5 @@ def train(run: Run, decision: Decision | None) -> None:
         with next_tokenised(work, run.base, run.parts, wanted, following):
             run.place(train_chunk(work, run.base, run.parts, wanted), decision)
     if recipe.grpo:
+        run.check_prompts()
         run.place(grpo(work, run.base, run.parts), decision)

@@ -15,6 +15,7 @@ from mathtune.recipe import Model, Recipe
 from mathtune.sources import pin_source, source_identity
 from mathtune.stages import pinned_model
 from mathtune.stages.data import stage_key
+from mathtune.stages.leaks import leaks_key, summary
 from mathtune.stages.train import open_chain, sft_settings
 from mathtune.store import Artifact
 from mathtune.workspace import Workspace, new_execution
@@ -60,7 +61,7 @@ def plan_data(work: Workspace) -> tuple[list[Step], Artifact | None]:
     recipe = work.recipe
     raw = work.artifacts.find("download", stage_key(
         "download", identity=source_identity(pin_source(recipe.source), recipe.task), task=recipe.task))
-    names = ["balance", "split"] if recipe.balance else ["split"]
+    names = ["balance", "split", "leaks"] if recipe.balance else ["split", "leaks"]
     if raw is None:
         return [Step(name, False, "") for name in ("download", *names)], None
     steps = [Step("download", True, f"{raw.facts['rows']:,} rows, {raw.facts['test_rows']:,} test rows")]
@@ -69,13 +70,15 @@ def plan_data(work: Workspace) -> tuple[list[Step], Artifact | None]:
         balanced = work.artifacts.find("balance", stage_key(
             "balance", rows=rows_digest, settings=recipe.balance.model_dump(mode="json")))
         if balanced is None:
-            return [*steps, Step("balance", False, ""), Step("split", False, "")], None
+            return [*steps, *(Step(name, False, "") for name in names)], None
         steps.append(Step("balance", True, f"{sum(balanced.facts['kept'].values()):,} rows"))
         rows_digest = balanced.files["balanced.parquet"]
     parts = work.artifacts.find("split", stage_key(
         "split", rows=rows_digest, settings=recipe.validation.model_dump(mode="json"), task=recipe.task))
     text = f"{parts.facts['validation']:,} validation rows, pool of {parts.facts['pool']:,}" if parts else ""
-    return [*steps, Step("split", parts is not None, text)], parts
+    found = work.artifacts.find("leaks", leaks_key(recipe, raw, parts)) if parts else None
+    return [*steps, Step("split", parts is not None, text),
+            Step("leaks", found is not None, summary(found.facts) if found else "")], parts
 
 
 def plan_links(recipe: Recipe, pool_rows: int, entries: list[Entry], rejected: dict[str, Link]) -> list[Step]:

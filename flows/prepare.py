@@ -11,7 +11,7 @@ from mathtune.stages.train import open_chain
 from mathtune.store import Artifact
 from mathtune.workspace import Workspace, new_execution
 from storage import ArtifactStore, CheckpointStore
-from tasks.data import balance, check_base, download, split
+from tasks.data import balance, check_base, download, leaks, prompt_leaks, split
 from tasks.results import evaluate, judge, report
 
 
@@ -22,7 +22,7 @@ class Run:
     Attributes:
         work: the workspace.
         base: what ``check_base`` found.
-        data: artifacts of the data stages by name (download, balance, split).
+        data: artifacts of the data stages by name (download, balance, split, leaks, prompt-leaks).
         links: of the chain, in order.
         served: keys of the links that were in the chain before.
         scores: score artifacts on the validation rows by link key; ``""`` is the base's.
@@ -45,10 +45,15 @@ class Run:
     def pool_rows(self) -> int:
         return self.parts.facts["pool"]
 
+    def check_prompts(self) -> None:
+        """Looks for validation and test questions among GRPO's prompts, once."""
+        if "prompt-leaks" not in self.data:
+            self.data["prompt-leaks"] = prompt_leaks(self.work, self.data["download"], self.parts, self.data["leaks"])
+
     def evaluate(self, link: Link | None) -> None:
         """Scores a link, or the base alone."""
         title = link.title if link else "base"
-        self.scores[link.key if link else ""] = evaluate(self.work, self.base, self.parts, link, title)
+        self.scores[link.key if link else ""] = evaluate(self.work, self.base, self.parts, link, self.data["download"], title)
 
     def place(self, link: Link, decision: Decision | None) -> None:
         """Scores a link and its parent; a link that has no place in the chain yet is judged."""
@@ -88,6 +93,10 @@ def prepare(work: Workspace, decision: Decision | None = None) -> Run:
         data["split"] = split(work, data["balance"], "balanced.parquet")
     else:
         data["split"] = split(work, data["download"], "train.parquet")
+    data["leaks"] = leaks(work, data["download"], data["split"])
     links = open_chain(work, base, data["split"])
     check_decision(work, decision)
-    return Run(work, base, data, links, {link.key for link in links})
+    run = Run(work, base, data, links, {link.key for link in links})
+    if work.recipe.grpo and any(link.kind == "grpo" for link in links):
+        run.check_prompts()
+    return run

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from mathtune.errors import DataError
 from mathtune.recipe_source import Columns
-from mathtune.schemas import TEST_ROWS, rows_schema
+from mathtune.schemas import ORIGINS, TEST_ROWS, rows_schema
 
 _LAST_MARK = r"(?s).*####[ \t]*(?P<answer>[^\n]*[^\s])"  # GSM8K: "#### N" ends the worked solution
 _CSV_LABELS = {"True": True, "true": True, "False": False, "false": False}
@@ -75,6 +75,7 @@ class ColumnMap:
         wanted = {"question": (columns.question, True),
                   "answer": (columns.answer, verifier),  # a solver's answer may stand in its solution
                   "solution": (columns.solution, True),
+                  "generator": (None if self.table == "test" else columns.generator, True),
                   "ID": (None if self.table == "train" else columns.id, True)}
         if verifier:
             wanted["is_correct"] = (columns.label or "is_correct", self.table != "test")
@@ -121,6 +122,16 @@ class ColumnMap:
         if "ID" in chosen:
             fields["ID"] = _ids(piece, chosen["ID"])
         return pa.table([fields[name] for name in self.schema.names], schema=self.schema)
+
+    def origins(self, piece: Piece, row_id: int) -> pa.Table:
+        """Who wrote the piece's solutions, as rows of ``schemas.ORIGINS``; the recipe must map ``columns.generator``.
+
+        Raises:
+            DataError: the column does not exist, or holds no text.
+        """
+        chosen = self.choose(piece.batch.schema.names, piece.where)
+        numbered = pa.array(range(row_id, row_id + piece.batch.num_rows), pa.int64())
+        return pa.table([numbered, _text(piece, chosen["generator"], "generator")], schema=ORIGINS)
 
     def _refuse_blank(self, texts: pa.Array, field: str, piece: Piece) -> None:
         blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(texts)), 0)

@@ -1,19 +1,21 @@
-"""Figures that say how sure they are: accuracy and its relatives with 95% intervals, and the paired test.
+"""How sure a figure is: shares with Wilson's interval, any other figure with a bootstrap interval, and the paired test.
 
-Takes tables of verdicts or solutions (``mathtune.schemas``) and returns parts of a run record. Leaves out scoring
-itself, thresholds, and drawing.
+Returns parts of a run record. Leaves out which figures there are of a verifier (``mathtune.verifier_metrics``) and of a
+solver (``mathtune.solver_metrics``), and drawing.
 """
 
 import math
+from collections.abc import Callable, Iterator
 
 import numpy as np
-import pyarrow as pa
-from sklearn.metrics import confusion_matrix, f1_score, roc_auc_score
+from sklearn.metrics import confusion_matrix
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
-from mathtune.figures import Comparison, Interval, VerifierMetrics, WordsMetrics
+from mathtune.figures import Comparison, Interval
 
+RESAMPLES = 1000
+_AT_ONCE = 500_000  # weights of one part of the resamples: 4 MB, about what a core's cache holds
 _Z95 = 1.959963984540054  # 97.5% quantile of the normal distribution
 
 
@@ -28,77 +30,58 @@ def interval(successes: int, n: int) -> Interval:
     return Interval(value=successes / n, low=float(low), high=float(high), n=n)
 
 
-def verifier_metrics(verdicts: pa.Table, labels: np.ndarray) -> VerifierMetrics:
-    """How well a verifier judged.
+def bootstrap(figures: Callable[[np.ndarray], np.ndarray], rows: int,
+              groups: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Figures of rows, and the same figures of seeded bootstrap resamples of them.
+
+    Whole groups are drawn: answers to one question are not independent of each other, and rows drawn one by one would
+    make intervals too narrow (cluster bootstrap, Davison and Hinkley 1997, section 3.8). The resamples follow from the
+    groups alone: two systems on the same rows get the same ones.
 
     Args:
-        verdicts: rows of ``schemas.VERDICTS``.
-        labels: bool, (rows,): is the proposed answer right? In the order of ``verdicts``.
+        figures: takes float64 weights (k, rows), how often each of k resamples holds each row, and returns float64
+            (k, kinds), NaN where a figure is undefined.
+        rows: how many there are.
+        groups: group of each row (rows,), of any dtype that can be sorted; None: each row is its own.
 
-    Raises:
-        ValueError: the two have different lengths.
+    Returns:
+        float64 (kinds,) of the rows themselves, and (``RESAMPLES``, kinds) of the resamples; (0, kinds) of fewer than two
+        groups, which tell nothing of the spread.
     """
-    labels = np.asarray(labels, dtype=bool)
-    predictions = verdicts["prediction"].to_numpy().astype(bool)
-    p_true = verdicts["p_true"].to_numpy().astype(float)
-    ((tn, fp), (fn, tp)) = _crosstab(labels, predictions).tolist()
-    rows = len(labels)
-    return VerifierMetrics(
-        rows=rows,
-        accuracy=interval(tp + tn, rows),
-        majority=max(tp + fn, tn + fp) / rows if rows else math.nan,
-        precision=interval(tp, tp + fp),
-        recall=interval(tp, tp + fn),
-        f1=resampled(lambda at: float(f1_score(labels[at], predictions[at], zero_division=np.nan)), rows),
-        roc_auc=resampled(lambda at: float(roc_auc_score(labels[at], p_true[at])) if len(set(labels[at])) > 1 else math.nan,
-                          rows),
-        brier=resampled(lambda at: float(np.mean((p_true[at] - labels[at]) ** 2)), rows),
-        calibration_error=resampled(lambda at: calibration_error(p_true[at], labels[at]), rows),
-        true_share=interval(tp + fp, rows),
-        confusion={"true": {"true": tp, "false": fn}, "false": {"true": fp, "false": tn}},
-        words=_words_metrics(verdicts, labels),
-    )
+    values = figures(np.ones((1, rows)))[0]
+    codes = np.arange(rows) if groups is None else np.unique(groups, return_inverse=True)[1]
+    if not rows or codes.max() == 0:
+        return values, np.empty((0, len(values)))
+    return values, np.concatenate([figures(weights) for weights in _resamples(codes)])
 
 
-def resampled(figure, n: int) -> Interval:
-    """A figure of all rows with its percentile bootstrap interval."""
-    if n == 0:
-        return Interval(value=math.nan, low=0.0, high=1.0, n=0)
+def percentile_interval(value: float, drawn: np.ndarray, n: int) -> Interval:
+    """A figure between 0 and 1 with its 95% percentile interval (Efron and Tibshirani 1993, chapter 13).
+
+    A figure that no resample changes, such as F1 without any mistake, has no width here, unlike a share's by Wilson.
+
+    Args:
+        value: the figure; NaN where undefined.
+        drawn: float64 (resamples,): of each. Those in which it is undefined do not count; without any, 0 to 1.
+        n: rows that it rests on.
+    """
+    known = drawn[~np.isnan(drawn)]
+    if math.isnan(value) or not len(known):
+        return Interval(value=value, low=0.0, high=1.0, n=n)
+    low, high = np.percentile(known, [2.5, 97.5])
+    return Interval(value=value, low=float(low), high=float(high), n=n)
+
+
+def _resamples(codes: np.ndarray) -> Iterator[np.ndarray]:
+    """Weights (k, rows), in parts; ``codes``: group of each row, from 0 without gaps."""
     random = np.random.default_rng(0)
-    drawn = [figure(random.integers(0, n, n)) for _ in range(20)]
-    low, high = np.nanpercentile(drawn, [2.5, 97.5]) if not np.isnan(drawn).all() else (0.0, 1.0)
-    return Interval(value=figure(np.arange(n)), low=float(low), high=float(high), n=n)
-
-
-def calibration_error(p_true: np.ndarray, labels: np.ndarray, bins: int = 10) -> float:
-    """Expected calibration error: mean distance of confidence and share of True, over bins of equal width."""
-    place = np.minimum((p_true * bins).astype(int), bins - 1)
-    gaps = np.bincount(place, p_true - labels, minlength=bins)
-    return float(np.abs(gaps).sum() / len(p_true))
-
-
-def _words_metrics(verdicts: pa.Table, labels: np.ndarray) -> WordsMetrics | None:
-    """By the words that were generated, where they were."""
-    generated = verdicts["said"].is_valid().to_numpy()
-    if not generated.any():
-        return None
-    said = verdicts["said"].filter(generated).to_numpy()
-    labels = labels[generated]
-    predictions = verdicts["prediction"].to_numpy().astype(bool)[generated]
-    classes = ("true", "false", "malformed")
-    if unknown := set(said) - set(classes):
-        raise ValueError(f"said must be one of {classes} or null, not {sorted(unknown)[0]!r}")
-
-    formed = said != "malformed"
-    return WordsMetrics(
-        rows=len(said),
-        confusion={
-            name: {word: int(np.sum((labels == truth) & (said == word))) for word in classes}
-            for name, truth in (("true", True), ("false", False))
-        },
-        malformed=interval(int(np.sum(~formed)), len(said)),
-        disagree=interval(int(np.sum((said == "true")[formed] != predictions[formed])), int(formed.sum())),
-    )
+    groups = int(codes.max()) + 1
+    most = max(1, _AT_ONCE // len(codes))
+    for start in range(0, RESAMPLES, most):
+        k = min(most, RESAMPLES - start)
+        drawn = random.integers(0, groups, (k, groups)) + groups * np.arange(k)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=k * groups).reshape(k, groups)
+        yield counts.astype(float)[:, codes]
 
 
 def compare(correct_a: np.ndarray, correct_b: np.ndarray) -> Comparison:
@@ -114,7 +97,7 @@ def compare(correct_a: np.ndarray, correct_b: np.ndarray) -> Comparison:
     Raises:
         ValueError: the two have different lengths.
     """
-    table = _crosstab(np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool))
+    table = crosstab(np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool))
     n, gained, lost = int(table.sum()), int(table[0, 1]), int(table[1, 0])
     share_gained, share_lost = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
     centre = share_gained - share_lost
@@ -128,7 +111,19 @@ def compare(correct_a: np.ndarray, correct_b: np.ndarray) -> Comparison:
     return Comparison(n=n, difference=difference, gained=gained, lost=lost, p=float(mcnemar(table, exact=True).pvalue))
 
 
-def _crosstab(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def differ(first: Interval, second: Interval) -> bool:
+    """Whether two shares of independent rows differ by more than their Wilson intervals allow.
+
+    By the interval of their difference, which both intervals' ends give (Newcombe 1998, Statistics in Medicine 17,
+    method 10). Shares of nothing do not differ.
+    """
+    lower, higher = sorted((first, second), key=lambda share: share.value)
+    if not lower.n or not higher.n:
+        return False
+    return higher.value - lower.value > math.hypot(lower.high - lower.value, higher.value - higher.low)
+
+
+def crosstab(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Counts (2, 2) by the first and then the second of two bool columns, False before True."""
     if len(first) == len(second) == 0:
         return np.zeros((2, 2), dtype=int)  # scikit-learn refuses empty columns

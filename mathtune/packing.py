@@ -13,6 +13,8 @@ import torch
 
 from mathtune.tokens import Tokens
 
+FILLER = 256  # tokens of a sequence that only fills a pack
+
 
 @dataclass(frozen=True)
 class Pack:
@@ -120,6 +122,36 @@ def make_pack(tokens: Tokens, examples: list[int], prefix: int) -> Pack:
         key_index=_int64(_key_index(prefix, sizes)), own_index=_int64(own_starts + own),
         label_index=_int64(np.concatenate(label_places)),
         label_ends=_ends(label_counts), labels=_int64(np.concatenate(targets)))
+
+
+def fill_up(pack: Pack, tokens: int, labels: int) -> Pack:
+    """The pack with sequences of no meaning behind its examples, so that it has ``tokens`` tokens and ``labels`` labels.
+
+    Products of the same shape are made by the same kernel, in which a row's sums do not depend on the other rows: what comes
+    out for an example is then, byte for byte, the same in every pack. The first labels are those of the examples. For a
+    forward pass only.
+
+    Args:
+        pack: with at least ``labels`` fewer tokens than ``tokens``.
+    """
+    there, room = len(pack.input_ids), tokens - len(pack.input_ids)
+    runs = np.array([FILLER] * (room // FILLER) + ([room % FILLER] if room % FILLER else []))
+    ends, wanted = there + np.cumsum(runs), labels - len(pack.labels)
+    counts = np.diff(np.minimum(np.concatenate([[0], np.cumsum(runs)]), wanted))
+    places = np.concatenate([np.arange(end - count, end) for end, count in zip(ends, counts, strict=True)])
+    own = pack.key_ends[-1] + torch.arange(room)
+
+    def behind(tensor: torch.Tensor, more: np.ndarray | torch.Tensor) -> torch.Tensor:
+        return torch.cat([tensor, torch.as_tensor(more).to(tensor.dtype)])
+
+    return replace(
+        pack, max_query=max(pack.max_query, int(runs.max())), max_key=max(pack.max_key, int(runs.max())),
+        input_ids=behind(pack.input_ids, pack.input_ids[:1].expand(room)),
+        positions=behind(pack.positions, np.concatenate([np.arange(run) for run in runs])),
+        query_ends=behind(pack.query_ends, ends), key_ends=behind(pack.key_ends, int(pack.key_ends[-1]) + np.cumsum(runs)),
+        key_index=behind(pack.key_index, there + np.arange(room)), own_index=behind(pack.own_index, own),
+        label_index=behind(pack.label_index, places), label_ends=behind(pack.label_ends, len(pack.labels) + np.cumsum(counts)),
+        labels=behind(pack.labels, np.zeros(wanted, np.int64)))
 
 
 def _key_index(prefix: int, sizes: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from mathtune.errors import MachineError
 from mathtune.planner import GIB, PLAIN, ROUNDED, USABLE, Shape
 
-SATURATED = 32_768  # tokens; larger packs are no faster
+SATURATED = 8_192  # tokens; packs four times as large are 1.5% faster on an H200
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ _THOUSANDS = r"([0-9]),([0-9]{3})"
 
 def normalise_question(text: str) -> str:
     """The normal form of one question: NFKC, lower case, single spaces, ``1,000`` written ``1000``."""
-    return _normalise(pa.array([text], pa.large_string()))[0].as_py()
+    return normal_forms(pa.array([text], pa.large_string()))[0].as_py()
 
 
 def question_keys(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
@@ -37,8 +37,28 @@ def question_keys(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
         uint64 array of n keys; the same on every machine.
     """
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    keys = [_hash(_normalise(chunk.cast(pa.large_string()))) for chunk in chunks]
+    keys = [text_keys(normal_forms(chunk.cast(pa.large_string()))) for chunk in chunks]
     return np.concatenate(keys) if keys else np.empty(0, np.uint64)
+
+
+def normal_forms(texts: pa.LargeStringArray) -> pa.LargeStringArray:
+    """The normal form of each of n questions."""
+    texts = pc.utf8_lower(pc.utf8_normalize(texts, "NFKC"))
+    texts = pc.utf8_trim_whitespace(pc.replace_substring_regex(texts, _UNTIDY_SPACE, " "))
+    for _ in range(2):  # matches cannot overlap: of 1,000,000 the first pass sees every second comma
+        texts = pc.replace_substring_regex(texts, _THOUSANDS, r"\1\2")
+    return texts
+
+
+def text_keys(texts: pa.LargeStringArray) -> np.ndarray:
+    """A 64-bit key of each of n texts as it is written (uint64; XXH3 of its UTF-8 bytes)."""
+    texts = pa.concat_arrays([texts])  # drops the offset of a slice
+    _, offsets, data = texts.buffers()
+    edges = np.frombuffer(offsets, np.int64)[:len(texts) + 1].tolist()
+    view = memoryview(data or b"")
+    digest = xxhash.xxh3_64_intdigest
+    pairs = zip(edges[:-1], edges[1:], strict=True)
+    return np.fromiter((digest(view[low:high]) for low, high in pairs), np.uint64, len(texts))
 
 
 def scan_questions(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
@@ -69,21 +89,3 @@ def _finalize(mixed: np.ndarray) -> np.ndarray:
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return mixed ^ (mixed >> np.uint64(31))
-
-
-def _normalise(texts: pa.Array) -> pa.Array:
-    texts = pc.utf8_lower(pc.utf8_normalize(texts, "NFKC"))
-    texts = pc.utf8_trim_whitespace(pc.replace_substring_regex(texts, _UNTIDY_SPACE, " "))
-    for _ in range(2):  # matches cannot overlap: of 1,000,000 the first pass sees every second comma
-        texts = pc.replace_substring_regex(texts, _THOUSANDS, r"\1\2")
-    return texts
-
-
-def _hash(texts: pa.Array) -> np.ndarray:
-    texts = pa.concat_arrays([texts])  # drops the offset of a slice
-    _, offsets, data = texts.buffers()
-    edges = np.frombuffer(offsets, np.int64)[:len(texts) + 1].tolist()
-    view = memoryview(data or b"")
-    digest = xxhash.xxh3_64_intdigest
-    pairs = zip(edges[:-1], edges[1:], strict=True)
-    return np.fromiter((digest(view[low:high]) for low, high in pairs), np.uint64, len(texts))

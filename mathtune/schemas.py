@@ -11,6 +11,10 @@ SOLVER_ROWS = pa.schema([
 ])
 VERIFIER_ROWS = SOLVER_ROWS.append(pa.field("is_correct", pa.bool_()))
 
+# Who wrote the solution of each training row, where the recipe maps a column for it: row i has row_id i, those that are held
+# out or set aside included; "" where it is not known.
+ORIGINS = pa.schema([("row_id", pa.int64()), ("generator", pa.large_string())])
+
 # Test rows carry the ID of the submission; is_correct is null where the truth is not known.
 TEST_ROWS = VERIFIER_ROWS.append(pa.field("ID", pa.int64()))
 

@@ -26,7 +26,7 @@ from mathtune.solver_scoring import SolverScorer
 from mathtune.tables import count_rows, read_range
 from mathtune.verifier_scoring import verifier_scorer
 
-BLOCK_ROWS = {"verifier": 1024, "solver": 256}  # seconds to a minute of work
+BLOCK_ROWS = {"verifier": 2048, "solver": 256}  # seconds to a minute of work
 SAMPLE_ROWS = 256  # from which a scorer plans
 
 

@@ -5,6 +5,7 @@ out how each kind is read (``mathtune.local_files``, ``mathtune.hub``) and what 
 """
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from mathtune.errors import DataError
 from mathtune.local_files import find_files, read_file
 from mathtune.questions import scan_questions
 from mathtune.recipe_source import Source
-from mathtune.schemas import TEST_ROWS, rows_schema
+from mathtune.schemas import ORIGINS, TEST_ROWS, rows_schema
 from mathtune.split import draw_rows
 from mathtune.tables import TableWriter, iterate_batches
 
@@ -52,6 +53,8 @@ def source_identity(source: Source, task: str) -> dict[str, Any]:
         MachineError: the Hub cannot be reached (a revision that is a commit, 40 hex digits, needs no network).
     """
     settings = source.model_dump(mode="json", exclude={"path", "test_path", "streaming", "generator"})
+    if source.columns.generator is None:  # a source that maps none is what it was before there was such a column
+        del settings["columns"]["generator"]
     content: dict[str, Any] = {}
     if source.path:
         train, test = find_files(source)
@@ -66,7 +69,8 @@ def source_identity(source: Source, task: str) -> dict[str, Any]:
 
 
 def read_source(source: Source, task: str, folder: Path) -> dict[str, Any]:
-    """Reads, maps and checks the rows and writes ``train.parquet`` and ``test.parquet``.
+    """Reads, maps and checks the rows and writes ``train.parquet`` and ``test.parquet``, and beside them ``origins.parquet``
+    (``schemas.ORIGINS``) where the recipe maps a column of generators.
 
     ``row_id`` is a row's position in the source's training (or test) split, ``ID`` the test rows' number or the value
     of ``columns.id``. Without test rows of its own, exactly ``source.holdout`` rows are drawn from the training rows
@@ -76,7 +80,7 @@ def read_source(source: Source, task: str, folder: Path) -> dict[str, Any]:
     Args:
         source: where the rows come from; see ``pin_source``.
         task: ``"verifier"`` (rows carry a label) or ``"solver"``.
-        folder: where the two files are written.
+        folder: where the files are written.
 
     Returns:
         facts: ``rows``, ``test_rows``, ``set_aside`` (rows), ``empty_answers`` (training rows whose answer is
@@ -90,9 +94,11 @@ def read_source(source: Source, task: str, folder: Path) -> dict[str, Any]:
     mapped = folder / "mapped.parquet"
     columns = ColumnMap(source.columns, source.label_values, task, "both" if _holds_out(source) else "train")
     train = _Tally()
-    with TableWriter(mapped, columns.schema) as writer:
+    with TableWriter(mapped, columns.schema) as writer, _origins_writer(source, folder) as origins:
         for piece in _limited(_pieces(source, "train", columns), source.limit):
             table = columns.apply(piece, train.rows)
+            if origins:
+                origins.write(columns.origins(piece, train.rows))
             train.add(table, columns.choose(piece.batch.schema.names, piece.where))
             writer.write(table)
     if _holds_out(source):
@@ -161,6 +167,10 @@ def _facts(task: str, train: _Tally, test: _Tally, set_aside: int) -> dict[str, 
         facts["classes"] = {label: train.classes[label] for label in ("true", "false")}
         facts["test_classes"] = test.classes
     return facts
+
+
+def _origins_writer(source: Source, folder: Path) -> TableWriter | nullcontext:
+    return TableWriter(folder / "origins.parquet", ORIGINS) if source.columns.generator else nullcontext()
 
 
 def _holds_out(source: Source) -> bool:

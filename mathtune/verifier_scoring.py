@@ -14,7 +14,7 @@ from mathtune.jobs import ScoreJob
 from mathtune.layout import CPU_TOKENS, free_bytes, shape_of
 from mathtune.models import Base
 from mathtune.packed_model import LabelLogits, label_logits
-from mathtune.packing import Pack, cut, make_pack
+from mathtune.packing import Pack, cut, fill_up, make_pack
 from mathtune.planner import ROUNDED
 from mathtune.prefill_plan import Prefill, plan_prefill
 from mathtune.prompts import Examples, PromptBuilder
@@ -25,6 +25,7 @@ from mathtune.score_blocks import Scored
 from mathtune.tokens import Tokens
 
 WORD_TOKENS = 5  # as the published set-ups generate for a verdict
+LABELS = 128  # of a pack on a GPU, where all packs are of one shape
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,10 @@ class VerifierScorer:
         ids, shortened = self.builder.verifier_prompts(rows)
         tokens = prompt_tokens(ids)
         prefix = tokens.shared_prefix
-        packs = [make_pack(tokens, places, prefix) for places in cut(tokens.lengths, prefix, self.plan.pack_tokens)]
         if self.base.compute.device.type == "cuda":
-            packs = [pack.pin() for pack in packs]
+            packs = [pack.pin() for pack in even_packs(tokens, prefix, self.plan.pack_tokens)]
+        else:
+            packs = [make_pack(tokens, places, prefix) for places in cut(tokens.lengths, prefix, self.plan.pack_tokens)]
         return Prompts([row["row_id"] for row in rows], ids, packs, shortened)
 
     def score(self, prompts: Prompts, block: Range, emit: Emit) -> Scored:
@@ -81,7 +83,7 @@ class VerifierScorer:
         """Float32 (rows, 2), of true and false."""
         found, done = [], 0
         for pack in prompts.packs:
-            found.append(self.logits(pack.to(self.base.compute.device)))
+            found.append(self.logits(pack.to(self.base.compute.device))[:len(pack.examples)])
             done += len(pack.examples)
             emit("progress", text="scoring", done=done, total=len(prompts.ids))
         logits = torch.empty(len(prompts.ids), 2)
@@ -120,12 +122,28 @@ def prompt_tokens(prompts: list[list[int]]) -> Tokens:
                                        shortened=0, dropped=0))
 
 
+def even_packs(tokens: Tokens, prefix: int, size: int) -> list[Pack]:
+    """Packs of one shape: a prompt's score does not depend, by rounding either, on what else is scored.
+
+    Args:
+        size: tokens of each; more only where one prompt alone has more.
+    """
+    packs = []
+    for places in cut(tokens.lengths, prefix, size - LABELS):
+        for start in range(0, len(places), LABELS):
+            pack = make_pack(tokens, places[start:start + LABELS], prefix)
+            needed = len(pack.input_ids) + LABELS
+            packs.append(fill_up(pack, size if needed <= size else -(-needed // ROUNDED) * ROUNDED, LABELS))
+    return packs
+
+
 def plan_scoring(job: ScoreJob, base: Base, sample: Tokens) -> Prefill:
     """The packs of this machine; half as large for every time that memory ran out."""
     hardware, compute = job.hardware, base.compute
     shape = shape_of(base.model.config, compute, job.lora or Lora())
     own = sample.lengths.mean() - sample.shared_prefix
     limit = hardware.pack_tokens or (CPU_TOKENS if compute.device.type == "cpu" else None)
+    longest = job.model.max_length + (LABELS if compute.device.type == "cuda" else 0)
     plan = plan_prefill(shape, job.lora.rank if job.lora else 0, compute.dtype.itemsize, free_bytes(compute, hardware),
-                        job.model.max_length, (own + sample.shared_prefix) / own, limit, hardware.resident)
-    return replace(plan, pack_tokens=max(ROUNDED, plan.pack_tokens >> job.halvings))
+                        longest, (own + sample.shared_prefix) / own, limit, hardware.resident)
+    return replace(plan, pack_tokens=max(2 * LABELS, plan.pack_tokens >> job.halvings))

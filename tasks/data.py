@@ -3,6 +3,7 @@
 from typing import Any
 
 from mathtune.stages import data, train
+from mathtune.stages import leaks as leaking
 from mathtune.store import Artifact
 from mathtune.workspace import Workspace
 from tasks.states import NETWORK, may_pass, run_stage, stage_task
@@ -30,3 +31,15 @@ def balance(work: Workspace, raw: Artifact) -> Artifact:
 def split(work: Workspace, rows: Artifact, name: str) -> Artifact:
     """Rows → validation rows and training pool."""
     return run_stage(work, "split", lambda: data.split(work, rows, name))
+
+
+@stage_task("leaks")
+def leaks(work: Workspace, raw: Artifact, parts: Artifact) -> Artifact:
+    """Training pool, validation and test rows → questions that stand in two of them; exact ones stop the run."""
+    return run_stage(work, "leaks", lambda: leaking.leaks(work, raw, parts))
+
+
+@stage_task("prompt-leaks")
+def prompt_leaks(work: Workspace, raw: Artifact, parts: Artifact, before: Artifact) -> Artifact:
+    """GRPO's prompts → their questions that are also validation or test questions; exact ones stop the run."""
+    return run_stage(work, "prompt-leaks", lambda: leaking.prompt_leaks(work, raw, parts, before))

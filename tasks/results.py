@@ -15,9 +15,9 @@ from tasks.states import run_stage, stage_task
 
 
 @stage_task("evaluate {title}")
-def evaluate(work: Workspace, base: dict[str, Any], parts: Artifact, link: Link | None, title: str) -> Artifact:
+def evaluate(work: Workspace, base: dict[str, Any], parts: Artifact, link: Link | None, raw: Artifact, title: str) -> Artifact:
     """A link (None: the base) → scores on the fixed validation rows."""
-    return run_stage(work, f"evaluate {title}", lambda: evaluation.evaluate(work, base, parts, link))
+    return run_stage(work, f"evaluate {title}", lambda: evaluation.evaluate(work, base, parts, link, raw))
 
 
 @stage_task("judge {link.title}")
@@ -29,9 +29,9 @@ def judge(work: Workspace, base: dict[str, Any], parts: Artifact, link: Link, sc
 
 
 @stage_task("submit")
-def submit(work: Workspace, base: dict[str, Any], raw: Artifact, link: Link) -> dict[str, Any]:
+def submit(work: Workspace, base: dict[str, Any], raw: Artifact, parts: Artifact, link: Link) -> dict[str, Any]:
     """A link → predictions on the test rows and, for a verifier, the submission."""
-    return run_stage(work, "submit", lambda: submission.submit(work, base, raw, link))
+    return run_stage(work, "submit", lambda: submission.submit(work, base, raw, parts, link))
 
 
 @stage_task("report")

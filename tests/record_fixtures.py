@@ -7,10 +7,11 @@ import numpy as np
 import pyarrow as pa
 
 from mathtune.digests import digest_value
-from mathtune.metrics import compare, verifier_metrics
+from mathtune.metrics import compare
 from mathtune.run_record import EvalStep, LinkRecord, RunRecord, Step, TrainingCurve
 from mathtune.schemas import SOLUTIONS, VERDICTS
 from mathtune.solver_metrics import solver_metrics
+from mathtune.verifier_metrics import verifier_metrics
 
 CREATED = datetime(2025, 3, 14, 15, 9, tzinfo=UTC)
 

@@ -217,7 +217,7 @@ def test_run_plan_chain(command, write_recipe, tmp_path):
     assert status == 0, err
     assert "95% interval" in out and str(tmp_path / "runs" / "small" / "report.html") in out
     status, out, _ = command("run", recipe)
-    assert status == 0 and out.count("(served)") == 10  # every stage but the look at the base
+    assert status == 0 and out.count("(served)") == 11  # every stage but the look at the base
     status, out, _ = command("plan", recipe)
     assert status == 0 and "to do" not in out and "tokens    " in out
     assert "step      16 examples: packs of up to" in out

@@ -26,7 +26,7 @@ from mathtune.recipe_source import Source
 from mathtune.sft import train_chunk
 from mathtune.sources import read_source
 from mathtune.stages.submit import submit
-from tests.faults_fixtures import dies_at, ignore, prepared, untrained_link, write_source
+from tests.faults_fixtures import dies_at, ignore, prepared, scoring, untrained_link, write_source
 from tests.folders_fixtures import build
 from tests.jobs_fixtures import CPU, sft_job
 from tests.training_fixtures import fresh
@@ -131,22 +131,11 @@ def test_ids_that_are_formulas_repeated_missing_or_would_be_read_back_otherwise_
     assert "key" in caught.value.where + caught.value.what and "source.columns.id" in caught.value.remedy
 
 
-def scoring(altered=lambda table: table):
-    """Instead of an engine: made-up scores of each row, then ``altered``."""
-    def run(job):
-        row_ids = pq.read_table(job.rows)["row_id"].to_pylist()
-        table = pa.table({"row_id": row_ids, "prediction": [row % 2 == 0 for row in row_ids]})
-        pq.write_table(altered(table), job.output)
-        return {}
-
-    return run
-
-
 def test_texts_that_are_formulas_do_not_reach_the_submission(make_recipe, tmp_path):
     tests = write_source(tmp_path / "tests", 5, question="=cmd|' /C calc'!A0", answer="@SUM(A1)", solution="\t=1+1")
     with prepared(make_recipe(source={"path": str(write_source(tmp_path / "data")), "test_path": str(tests)})) as run:
         link, run.work.engine.run = untrained_link(run), scoring()
-        submit(run.work, run.base, run.raw, link)
+        submit(run.work, run.base, run.raw, run.parts, link)
     lines = (tmp_path / "runs" / "small" / "submission.csv").read_text().splitlines()
     assert lines == ["ID,is_correct", *(f"{row},{row % 2 == 0}" for row in range(600))]
 
@@ -155,7 +144,7 @@ def test_texts_that_are_formulas_do_not_reach_the_submission(make_recipe, tmp_pa
                                      lambda table: table.take([0, *range(59)])], ids=["missing", "swapped", "repeated"])
 def test_scores_that_are_not_one_for_each_test_row_are_never_submitted(make_recipe, tmp_path, altered):
     with prepared(make_recipe()) as run:
-        link, run.work.engine.run = untrained_link(run), scoring(altered)
+        link, run.work.engine.run = untrained_link(run), scoring(altered=altered)
         with pytest.raises(StoreError, match="scores.parquet: the scores are not one for each test row"):
-            submit(run.work, run.base, run.raw, link)
+            submit(run.work, run.base, run.raw, run.parts, link)
     assert not list((tmp_path / "runs").rglob("submission*"))

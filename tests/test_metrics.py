@@ -1,96 +1,28 @@
-"""Metrics against scikit-learn, statsmodels and brute force."""
+"""Intervals and the paired test against statsmodels, brute force and simulation; a run's record survives its JSON."""
 
 import json
 import math
-from itertools import product
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn import metrics as sk
-from statsmodels.stats.proportion import proportion_confint
+from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
-from mathtune.metrics import compare, interval, verifier_metrics
+from mathtune.metrics import bootstrap, compare, differ, interval, percentile_interval
 from mathtune.run_record import LinkRecord, RunRecord, TrainingCurve
-from mathtune.schemas import VERDICTS
 from tests import record_fixtures
 
-SAID = ["true", "false", "malformed", None]
-judged_rows = st.lists(st.tuples(st.booleans(), st.booleans(), st.sampled_from(SAID)), max_size=60)
 pairs = st.lists(st.tuples(st.booleans(), st.booleans()), max_size=60)
+shares = st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
 
-def verdict_table(rows: list[tuple[bool, bool, str | None]]) -> tuple[pa.Table, np.ndarray]:
-    """Verdicts and labels of (label, prediction, said)."""
-    verdicts = [{"row_id": i, "logit_true": 0.0, "logit_false": 0.0, "p_true": 0.5, "prediction": prediction,
-                 "said": said, "words": said} for i, (_, prediction, said) in enumerate(rows)]
-    return pa.Table.from_pylist(verdicts, schema=VERDICTS), np.array([label for label, _, _ in rows], dtype=bool)
+def mean_of(values):
+    """The mean as a figure for ``bootstrap``."""
+    return lambda weights: (weights @ values / weights.sum(1))[:, None]
 
 
-@given(judged_rows)
-def test_verifier_metrics_agree_with_scikit_learn(rows):
-    table, labels = verdict_table(rows)
-    found = verifier_metrics(table, labels)
-    assert found.rows == len(rows)
-    if not rows:
-        assert math.isnan(found.accuracy.value) and math.isnan(found.f1.value) and math.isnan(found.majority)
-        return
-    predictions = np.array([prediction for _, prediction, _ in rows])
-    undefined = {"zero_division": np.nan}
-    assert found.accuracy.value == pytest.approx(sk.accuracy_score(labels, predictions))
-    assert found.precision.value == pytest.approx(sk.precision_score(labels, predictions, **undefined), nan_ok=True)
-    assert found.recall.value == pytest.approx(sk.recall_score(labels, predictions, **undefined), nan_ok=True)
-    assert found.f1.value == pytest.approx(sk.f1_score(labels, predictions, **undefined), nan_ok=True)
-    assert found.majority == pytest.approx(max(labels.mean(), 1 - labels.mean()))
-    assert found.confusion == {
-        truth: {said: sum((str(label).lower(), str(pred).lower()) == (truth, said) for label, pred, _ in rows)
-                for said in ("true", "false")} for truth in ("true", "false")}
-
-
-@given(judged_rows)
-def test_words_are_counted_row_by_row_and_malformed_is_its_own_class(rows):
-    table, labels = verdict_table(rows)
-    words = verifier_metrics(table, labels).words
-    heard = [row for row in rows if row[2] is not None]
-    if not heard:
-        assert words is None
-        return
-    assert words.rows == len(heard)
-    for truth, said in product((True, False), ("true", "false", "malformed")):
-        assert words.confusion[str(truth).lower()][said] == sum(row[0] == truth and row[2] == said for row in heard)
-    formed = [row for row in heard if row[2] != "malformed"]
-    assert words.malformed.n == len(heard)
-    assert words.malformed.value == pytest.approx(1 - len(formed) / len(heard))
-    assert words.disagree.n == len(formed)
-    if formed:
-        assert words.disagree.value == pytest.approx(np.mean([str(row[1]).lower() != row[2] for row in formed]))
-
-
-def test_only_malformed_words_leave_the_disagreement_undefined():
-    table, labels = verdict_table([(False, False, "malformed")] * 4)
-    words = verifier_metrics(table, labels).words
-    assert words.confusion["false"] == {"true": 0, "false": 0, "malformed": 4}
-    assert words.malformed.value == 1.0
-    assert math.isnan(words.disagree.value)
-
-
-def test_a_word_outside_the_schema_is_refused():
-    table, labels = verdict_table([(True, True, "True")])
-    with pytest.raises(ValueError, match="'True'"):
-        verifier_metrics(table, labels)
-
-
-def test_labels_of_another_length_are_refused():
-    table, labels = verdict_table([(True, True, None)] * 3)
-    with pytest.raises(ValueError):
-        verifier_metrics(table, labels[:1])
-    with pytest.raises(ValueError):
-        compare(labels, labels[:1])
-
-
-@given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+@given(shares)
 def test_interval_is_wilsons(counts):
     successes, n = counts
     found = interval(successes, n)
@@ -115,6 +47,11 @@ def test_comparison_agrees_with_brute_force(rows):
     if rows:
         assert found.difference.value == pytest.approx(second.mean() - first.mean())
         assert found.difference.low <= found.difference.value <= found.difference.high
+
+
+def test_columns_of_different_lengths_are_not_compared():
+    with pytest.raises(ValueError):
+        compare(np.ones(3, bool), np.ones(1, bool))
 
 
 @given(pairs)
@@ -146,7 +83,47 @@ def test_paired_interval_covers_the_truth_as_often_as_it_says(p_gain, p_loss):
     assert 0.92 <= covered / rounds <= 0.995
 
 
-@settings(max_examples=20)
+@given(shares, shares)
+def test_shares_differ_where_newcombes_interval_of_their_difference_leaves_zero_out(first, second):
+    low, high = confint_proportions_2indep(*first, *second, method="newcomb", compare="diff")
+    if min(abs(low), abs(high)) > 1e-9:
+        one, other = interval(*first), interval(*second)
+        assert differ(one, other) == differ(other, one) == (low > 0 or high < 0)
+
+
+def test_a_share_of_nothing_differs_from_none():
+    assert not differ(interval(0, 0), interval(1000, 1000))
+
+
+@pytest.mark.slow
+def test_bootstrap_of_whole_questions_covers_the_truth_and_of_rows_does_not():
+    random, rounds = np.random.default_rng(3), 150
+    questions = np.repeat(np.arange(60), 4)
+    held = {"questions": 0, "rows": 0}
+    for _ in range(rounds):
+        values = random.normal(0, 1, 60)[questions] + random.normal(0, 0.3, 240)  # the four answers to a question are alike
+        for name, groups in (("questions", questions), ("rows", None)):
+            value, drawn = bootstrap(mean_of(values), 240, groups)
+            found = percentile_interval(value[0], drawn[:, 0], 240)
+            held[name] += found.low <= 0 <= found.high
+    assert 0.89 <= held["questions"] / rounds <= 0.99 and held["rows"] / rounds < 0.8
+
+
+def test_resamples_are_the_same_each_time_and_whatever_the_order_of_the_rows():
+    values, questions = np.random.default_rng(0).random(500), np.arange(500) // 3
+    order = np.random.default_rng(1).permutation(500)
+    first, again = bootstrap(mean_of(values), 500, questions), bootstrap(mean_of(values[order]), 500, questions[order])
+    np.testing.assert_allclose(first[1], again[1])
+    assert first[1].shape == (1000, 1) and first[1].std() == pytest.approx(values.std() / math.sqrt(500), rel=0.15)
+
+
+def test_one_question_tells_nothing_of_the_spread():
+    value, drawn = bootstrap(mean_of(np.array([0.2, 0.4])), 2, np.array([7, 7]))
+    found = percentile_interval(value[0], drawn[:, 0], 2)
+    assert found.value == pytest.approx(0.3) and (found.low, found.high) == (0.0, 1.0)
+
+
+@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 4), st.booleans(), st.integers(0, 30))
 def test_a_record_survives_its_json_which_is_strict(chunks, base, rows):
     record = record_fixtures.verifier_record(chunks=chunks, rows=rows, base=base, words=rows // 2)

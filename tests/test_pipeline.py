@@ -41,7 +41,7 @@ def recipe(make_recipe):
 def test_a_verifier_from_source_to_report_and_again_from_what_is_there(recipe):
     result = pipeline(recipe, execution="first")
     first = stages(recipe, "first")
-    assert list(first) == ["check-base", "download", "balance", "split", "evaluate base", "train-chunk[0:96)",
+    assert list(first) == ["check-base", "download", "balance", "split", "leaks", "evaluate base", "train-chunk[0:96)",
                            "evaluate sft[0:96)", "judge sft[0:96)", "train-chunk[96:192)", "evaluate sft[96:192)",
                            "judge sft[96:192)", "submit", "report"]
     assert set(first.values()) == {"done"}
@@ -234,7 +234,10 @@ def test_a_solver_by_sft_and_grpo(make_recipe):
     assert (folder / "predictions.parquet").is_file() and not (folder / "submission.csv").exists()
     assert {"completion", "given", "finished", "ID"} <= set(pq.read_schema(folder / "predictions.parquet").names)
     pipeline(recipe, execution="second")
-    assert stages(recipe, "second")["grpo"] == "cached"
+    assert stages(recipe, "second")["grpo"] == stages(recipe, "second")["prompt-leaks"] == "cached"
+    assert [(pair["first"], pair["second"]) for pair in record["leaks"]] == [
+        ("training pool", "validation"), ("training pool", "test"), ("validation", "test"),
+        ("GRPO prompts", "validation"), ("GRPO prompts", "test")]
     with pytest.raises(ChainError, match="ends in a GRPO link"):
         train_range(recipe, next_rows=16, execution="third")
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mathtune.metrics import compare, interval, verifier_metrics
+from mathtune.metrics import compare, interval
 from mathtune.report import build_report
 from mathtune.report.words import duration, fact, number, p_value, verdict
 from mathtune.run_record import LeftOut, Redone
+from mathtune.verifier_metrics import verifier_metrics
 from tests.record_fixtures import solver_errors, solver_record, verdicts, verifier_errors, verifier_record
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}

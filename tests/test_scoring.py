@@ -6,13 +6,15 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mathtune import scoring
 from mathtune.answers import extract_answer, same_answer
 from mathtune.generation import GumbelNoise, sample_seed
 from mathtune.models import borrowed, load_base
 from mathtune.packed_model import label_logits
-from mathtune.packing import cut, make_pack
+from mathtune.packing import cut, fill_up, make_pack
 from mathtune.prefill_plan import Prefill
 from mathtune.prompts import PromptBuilder
 from mathtune.recipe import Evaluation, Sft
@@ -28,6 +30,9 @@ from tests.test_packed_training import COMPUTE, CONFIGS, untrained
 def read(job):
     """The scores that a job has written."""
     return pq.read_table(Path(job.output) / "scores.parquet")
+
+
+FILLED = untrained(CONFIGS["llama"])
 
 
 def quiet(event, **fields):
@@ -75,6 +80,19 @@ def test_so_it_does_through_any_models_layers(name, adapts):
                 alone = [model_alone(plain, model, prompts[i], head)[[7, 11]].softmax(-1)[0] for i in places]
                 assert torch.allclose(found, torch.stack(alone), atol=1e-5)
     assert plain.get_output_embeddings() is head
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(8, 40), min_size=1, max_size=9), st.integers(0, 300), st.booleans())
+def test_what_fills_a_pack_up_changes_no_score(lengths, more, shares):
+    model, tokens = FILLED, tokens_of(lengths, prefix=6, labels=1)
+    pack = make_pack(tokens, list(range(len(lengths))), tokens.shared_prefix if shares else 0)
+    full = fill_up(pack, len(pack.input_ids) + 12 + more, 12)
+    assert len(full.input_ids) == len(full.positions) == full.query_ends[-1] and len(full.labels) == full.label_ends[-1] == 12
+    for fast in (True, False):
+        plan = Prefill(pack_tokens=0, resident=True, bytes=0, available=0, fast=fast)
+        with torch.inference_mode(), label_logits(model, COMPUTE, plan, (7, 11)) as logits:
+            assert torch.allclose(logits(full)[:len(lengths)], logits(pack), atol=1e-5)
 
 
 def model_alone(plain, model, ids: list[int], head) -> torch.Tensor:

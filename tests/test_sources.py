@@ -77,6 +77,34 @@ def test_a_split_without_a_file_lists_those_there_are(tmp_path):
     assert "train" in caught.value.remedy
 
 
+@pytest.mark.parametrize("tests", ["held out", "a file"])
+def test_generators_are_written_beside_the_rows_and_change_none_of_them(tmp_path, tests):
+    table = frame(50).assign(writer=[["small", None, "large"][row % 3] for row in range(50)])
+    rows = {"path": str(write(table, tmp_path / "a.parquet"))}
+    rows |= {"holdout": 10} if tests == "held out" else {"test_path": str(write(frame(6), tmp_path / "b.parquet"))}
+    read(tmp_path, **rows)
+    plain = {name: (tmp_path / "out" / name).read_bytes() for name in ("train.parquet", "test.parquet")}
+    (tmp_path / "with").mkdir()
+    facts = read_source(Source(**rows, columns={"generator": "writer"}), "verifier", tmp_path / "with")
+    assert plain == {name: (tmp_path / "with" / name).read_bytes() for name in plain}
+    origins = pq.read_table(tmp_path / "with" / "origins.parquet")
+    assert origins["row_id"].to_pylist() == list(range(50)) and facts["columns"]["generator"] == "writer"
+    assert origins["generator"].to_pylist() == [["small", "", "large"][row % 3] for row in range(50)]
+
+
+def test_only_a_mapped_generator_changes_the_identity(tmp_path):
+    path = str(write(frame(20), tmp_path / "a.csv"))
+    plain, mapped = (source_identity(Source(path=path, holdout=4, columns=columns), "verifier")
+                     for columns in ({}, {"generator": "answer"}))
+    assert "generator" not in plain["source"]["columns"] and plain != mapped
+
+
+def test_a_generator_column_that_does_not_exist_is_named(tmp_path):
+    with pytest.raises(DataError, match="there is no column writer") as caught:
+        read(tmp_path, path=str(write(frame(20), tmp_path / "a.csv")), holdout=4, columns={"generator": "writer"})
+    assert "source.columns.generator" in caught.value.remedy
+
+
 def test_limit_counts_training_rows_only(tmp_path):
     path, tests = write(frame(50), tmp_path / "a.parquet"), write(frame(50), tmp_path / "b.parquet")
     facts, train, _ = read(tmp_path, path=str(path), test_path=str(tests), limit=20)

@@ -1,38 +1,54 @@
-"""Scores the base or a link on fixed rows, and what follows from scores: metrics, paired comparisons, wrong rows."""
+"""Scores the base or a link on fixed rows, and what follows from scores: metrics, slices, paired comparisons, wrong rows."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from mathtune import figures
+from mathtune.calibration import margins_of
 from mathtune.chain import Link
 from mathtune.digests import digest_value
 from mathtune.figures import SolverMetrics, VerifierMetrics
 from mathtune.jobs import Place, ScoreJob
-from mathtune.metrics import verifier_metrics
+from mathtune.questions import question_keys
 from mathtune.score_blocks import SAMPLES
+from mathtune.slices import Division, divide, slice_figures
 from mathtune.solver_metrics import solver_metrics
 from mathtune.stages import Outcome, pinned_model
 from mathtune.store import Artifact
+from mathtune.tables import take_rows
+from mathtune.verifier_metrics import verifier_metrics
 from mathtune.workspace import Workspace
 
 SCORE_VERSION = 2
+METRICS_VERSION = 1  # raised when the same scores would give other figures than before
 
 
-def evaluate(work: Workspace, base: dict[str, Any], parts: Artifact, link: Link | None) -> Outcome:
-    """Scores a link (None: the base alone) on the chain's validation rows; the metrics are recorded with the link."""
-    settings = work.recipe.evaluation
-    scores = score_rows(work, base, link, parts.path("validation.parquet"), parts.files["validation.parquet"],
-                        limit=settings.rows, words_rows=settings.words_rows, sample_rows=settings.sample_rows)
-    metrics = metrics_of(work, scores, parts)
+def evaluate(work: Workspace, base: dict[str, Any], parts: Artifact, link: Link | None,
+             raw: Artifact | None = None) -> Outcome:
+    """Scores a link (None: the base alone) on the chain's validation rows; the metrics, and with them a verifier's fitted
+    temperature and threshold, are recorded with the link.
+
+    Args:
+        raw: the result of ``download``, for who wrote which solution; None: not looked at.
+    """
+    scores = validation_scores(work, base, parts, link)
+    metrics = metrics_of(work, scores, parts, raw)
     if link:
         work.chain.write_record(link, {"scores": scores.key, "rows": parts.files["validation.parquet"],
                                        "metrics": metrics.model_dump(mode="json")})
         work.run.write_json(f"ranges/{range_name(link)}/metrics.json", metrics.model_dump(mode="json"))
     return Outcome(scores, scores.cached, accuracy_text(metrics))
+
+
+def validation_scores(work: Workspace, base: dict[str, Any], parts: Artifact, link: Link | None) -> Artifact:
+    """Scores of a link (None: the base alone) on the chain's validation rows."""
+    settings = work.recipe.evaluation
+    return score_rows(work, base, link, parts.path("validation.parquet"), parts.files["validation.parquet"],
+                      limit=settings.rows, words_rows=settings.words_rows, sample_rows=settings.sample_rows)
 
 
 def score_rows(work: Workspace, base: dict[str, Any], link: Link | None, rows: Path, rows_digest: str, *,
@@ -63,43 +79,85 @@ def score_rows(work: Workspace, base: dict[str, Any], link: Link | None, rows: P
     return scores
 
 
-def metrics_of(work: Workspace, scores: Artifact, parts: Artifact) -> VerifierMetrics | SolverMetrics:
-    """Metrics of scores on the validation rows."""
-    table = pq.read_table(scores.path("scores.parquet"))
-    if work.recipe.task == "solver":
-        drawn = scores.path(SAMPLES)
-        return solver_metrics(table, pq.read_table(drawn) if drawn.is_file() else None, work.recipe.evaluation.temperature)
-    return verifier_metrics(table, labels_of(parts.path("validation.parquet"), len(table)))
+def metrics_of(work: Workspace, scores: Artifact, parts: Artifact,
+               raw: Artifact | None = None) -> VerifierMetrics | SolverMetrics:
+    """Metrics of scores on the validation rows, computed once: a chain of many links is reported again after each."""
+    task = work.recipe.task
+    key = digest_value({"stage": "metrics", "version": METRICS_VERSION, "task": task, "scores": scores.key,
+                        "rows": parts.files["validation.parquet"],
+                        "origins": raw.files.get("origins.parquet") if raw else None})
+
+    def build(folder: Path) -> dict[str, Any]:
+        table = pq.read_table(scores.path("scores.parquet"))
+        rows = scored_rows(table, parts)
+        divisions = divisions_of(rows, raw)
+        if task == "solver":
+            drawn = scores.path(SAMPLES)
+            metrics = solver_metrics(table, pq.read_table(drawn) if drawn.is_file() else None, work.recipe.evaluation.temperature)
+            correct = table["correct"].to_numpy(zero_copy_only=False)
+            metrics = metrics.model_copy(update={"slices": slice_figures(divisions, correct)})
+        else:
+            metrics = verifier_metrics(table, labels_in(rows), question_keys(rows["question"]), divisions)
+        (folder / "metrics.json").write_text(metrics.model_dump_json(indent=2) + "\n")
+        return {}
+
+    made = work.artifacts.get_or_build("metrics", key, build)
+    kind = SolverMetrics if task == "solver" else VerifierMetrics
+    return kind.model_validate_json(made.path("metrics.json").read_text())
 
 
-def labels_of(rows: Path, count: int) -> np.ndarray:
-    """The first ``count`` labels of a file (bool)."""
-    return pq.read_table(rows, columns=["is_correct"])["is_correct"].slice(0, count).to_numpy(zero_copy_only=False).astype(bool)
+def scored_rows(scores: pa.Table, parts: Artifact) -> pa.Table:
+    """The validation rows that scores are about, in the same order."""
+    return pq.read_table(parts.path("validation.parquet")).slice(0, len(scores))
+
+
+def divisions_of(rows: pa.Table, raw: Artifact | None) -> list[Division]:
+    """The ways in which validation rows are divided, with the generator where ``raw`` knows it."""
+    if raw is None or "origins.parquet" not in raw.files:
+        return divide(rows)
+    written = take_rows(raw.path("origins.parquet"), rows["row_id"].to_numpy(), ["generator"])  # row i has row_id i
+    return divide(rows, written["generator"].to_pylist())
+
+
+def labels_in(rows: pa.Table) -> np.ndarray:
+    """Labels of rows (bool)."""
+    return rows["is_correct"].to_numpy(zero_copy_only=False).astype(bool)
 
 
 def correct_rows(work: Workspace, scores: Artifact, parts: Artifact) -> np.ndarray:
     """Which validation rows a model has right (bool), in their order: what a paired test compares."""
     if work.recipe.task == "solver":
         return pq.read_table(scores.path("scores.parquet"), columns=["correct"])["correct"].to_numpy(zero_copy_only=False)
-    predictions = pq.read_table(scores.path("scores.parquet"), columns=["prediction"])["prediction"]
-    predictions = predictions.to_numpy(zero_copy_only=False)
-    return predictions == labels_of(parts.path("validation.parquet"), len(predictions))
+    predictions = pq.read_table(scores.path("scores.parquet"), columns=["prediction"])
+    labels = pq.read_table(parts.path("validation.parquet"), columns=["is_correct"]).slice(0, len(predictions))
+    return predictions["prediction"].to_numpy(zero_copy_only=False) == labels_in(labels)
 
 
-def wrong_rows(work: Workspace, scores: Artifact, parts: Artifact) -> list[dict[str, Any]]:
-    """Every validation row that a model has wrong; a verifier's most confident mistakes first."""
+def wrong_rows(work: Workspace, scores: Artifact, parts: Artifact, raw: Artifact | None = None) -> list[dict[str, Any]]:
+    """Every validation row that a model has wrong, with its slices (name by division).
+
+    ``kind`` tells what is wrong: a verifier's "false positive" or "false negative", a solver's outcome. Kinds stand
+    apart; within a verifier's the most confident mistakes come first.
+    """
     table = pq.read_table(scores.path("scores.parquet"))
-    rows = pq.read_table(parts.path("validation.parquet")).slice(0, len(table))
+    rows = scored_rows(table, parts)
     wrong = np.flatnonzero(~correct_rows(work, scores, parts))
     if work.recipe.task == "solver":
+        outcomes = table["outcome"].to_pylist()
+        kinds = [outcomes[i] for i in wrong]
+        order = np.argsort([get_args(figures.Outcome).index(kind) for kind in kinds], kind="stable")
         columns = {"row_id": rows["row_id"], "question": rows["question"], "gold": rows["answer"], "given": table["given"],
-                   "completion": table["completion"], "outcome": table["outcome"], "finished": table["finished"]}
-        return pa.table(columns).take(wrong).to_pylist()
-    columns = {**{name: rows[name] for name in ("row_id", "question", "answer", "solution")}, "label": rows["is_correct"],
-               "p_true": table["p_true"]}
-    mistakes = pa.table(columns).take(wrong)
-    confidence = pc.abs(pc.subtract(mistakes["p_true"], 0.5))
-    return mistakes.take(pc.sort_indices(confidence, sort_keys=[("", "descending")])).to_pylist()
+                   "completion": table["completion"], "finished": table["finished"]}
+    else:
+        labels = labels_in(rows)[wrong]
+        kinds = ["false negative" if label else "false positive" for label in labels]
+        order = np.lexsort([-np.abs(margins_of(table)[wrong]), labels])
+        columns = {**{name: rows[name] for name in ("row_id", "question", "answer", "solution")},
+                   "label": rows["is_correct"], "p_true": table["p_true"]}
+    shown = pa.table(columns).take(wrong[order]).to_pylist()
+    divisions = divisions_of(rows, raw)
+    return [{**row, "kind": kinds[i], "slices": {division.by: division.value_of(wrong[i]) for division in divisions}}
+            for i, row in zip(order, shown, strict=True)]
 
 
 def range_name(link: Link) -> str:

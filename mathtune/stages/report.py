@@ -14,6 +14,7 @@ from mathtune.report.build import build_report
 from mathtune.run_record import LeftOut, LinkRecord, Redone, RunRecord, TrainingCurve
 from mathtune.stages import Outcome
 from mathtune.stages.evaluate import correct_rows, metrics_of, wrong_rows
+from mathtune.stages.leaks import read_pairs
 from mathtune.store import Artifact
 from mathtune.workspace import Workspace
 
@@ -29,10 +30,10 @@ def make_record(work: Workspace, links: list[Link], served: set[str], scores: di
         served: keys of the links that this execution found.
         scores: score artifacts on the validation rows by link key; ``""`` is the base's.
         base: the result of ``inspect_base``.
-        data: artifacts of the data stages by name; ``split`` among them.
+        data: artifacts of the data stages by name; ``download`` and ``split`` among them.
         submission: facts of ``submit``.
     """
-    parts = data["split"]
+    parts, raw = data["split"], data["download"]
     verdicts = {entry.link.key: entry.verdict for entry in work.chain.entries()}
     correct = {key: correct_rows(work, artifact, parts) for key, artifact in scores.items()}
     records = []
@@ -43,7 +44,7 @@ def make_record(work: Workspace, links: list[Link], served: set[str], scores: di
             link_id=link.key, served=link.key in served,
             training=TrainingCurve.model_validate(link.result["curve"]),
             facts={name: link.result[name] for name in COUNTS if name in link.result},
-            metrics=metrics_of(work, scores[link.key], parts) if link.key in scores else None,
+            metrics=metrics_of(work, scores[link.key], parts, raw) if link.key in scores else None,
             versus_parent=compare(correct[link.parent], correct[link.key]) if both else None,
             adapter=str(work.chain.adapter(link)), seconds=link.result["seconds"],
             verdict=verdicts[link.key], incidents=link.result["incidents"],
@@ -56,10 +57,11 @@ def make_record(work: Workspace, links: list[Link], served: set[str], scores: di
     return RunRecord(
         name=work.recipe.name, chain=work.chain.name, task=work.recipe.task, created=datetime.now(UTC),
         base_model=base["folder"] if builtin else work.recipe.model.base,
-        base=metrics_of(work, scores[""], parts) if "" in scores else None,
+        base=metrics_of(work, scores[""], parts, raw) if "" in scores else None,
         links=records, left_out=left_out(work.chain),
         exact=base["device"] == "cpu" or work.recipe.hardware.deterministic,
         versus_base=compare(correct[""], correct[last]) if last and "" in correct else None,
+        leaks=[pair for name in ("leaks", "prompt-leaks") if name in data for pair in read_pairs(data[name])],
         data={name: artifact.facts for name, artifact in data.items()}, submission=submission,
         versions={"mathtune": __version__, "python": platform.python_version(), **base["versions"]},
         pins=work.chain.pins() or {}, seconds=work.seconds)
@@ -77,7 +79,7 @@ def report(work: Workspace, record: RunRecord, scores: dict[str, Artifact], data
     """Writes the run folder's files; the report is drawn again only if something it shows has changed."""
     parts = data["split"]
     shown = [link.link_id for link in record.links if link.link_id in scores]
-    errors = wrong_rows(work, scores[shown[-1]], parts) if shown else []
+    errors = wrong_rows(work, scores[shown[-1]], parts, data["download"]) if shown else []
     recipe = dump_recipe(work.recipe)
     seen = record.model_dump(mode="json", exclude={"created", "seconds"})
     for link in seen["links"]:

@@ -1,0 +1,147 @@
+"""A verifier's P(True) put right: temperature and threshold fitted on half of the questions, reported on the other half.
+
+Also what tells how far P(True) is off: Brier score, expected calibration error, reliability bins. Knows margins (logit of
+True minus logit of False) and labels only; leaves out where they come from and what the threshold is used for.
+"""
+
+import numpy as np
+import pyarrow as pa
+from scipy.optimize import minimize_scalar
+from scipy.special import expit
+
+from mathtune.figures import Bin, Calibration, Interval
+from mathtune.metrics import bootstrap, compare, interval, percentile_interval
+from mathtune.questions import scramble
+
+BINS = 10
+TEMPERATURES = (0.05, 20.0)  # a verifier without a mistake would ask for 0, one at chance for infinity
+CURVE_POINTS = 51
+HALVES_SEED = 20  # not a recipe's: the halves of a validation set are the same for every link of every run
+
+
+def margins_of(verdicts: pa.Table) -> np.ndarray:
+    """Logit of True minus logit of False (float64) of rows of ``schemas.VERDICTS``."""
+    return verdicts["logit_true"].to_numpy().astype(float) - verdicts["logit_false"].to_numpy().astype(float)
+
+
+def calibrated(margins: np.ndarray, temperature: float) -> np.ndarray:
+    """P(True) (float64) at a temperature."""
+    return expit(margins / temperature)
+
+
+def calibrate(margins: np.ndarray, labels: np.ndarray, questions: np.ndarray) -> Calibration | None:
+    """Fits temperature and threshold on the first half of the questions, and reports both on the other half.
+
+    Args:
+        margins: float64 (rows,), see ``margins_of``.
+        labels: bool (rows,).
+        questions: uint64 (rows,): keys of the rows' questions.
+
+    Returns:
+        None where a half has only one label.
+    """
+    fitted = first_half(questions)
+    if any(labels[half].all() or not labels[half].any() for half in (fitted, ~fitted)):
+        return None
+    temperature = fit_temperature(margins[fitted], labels[fitted])
+    threshold = fit_threshold(calibrated(margins[fitted], temperature), labels[fitted])
+
+    labels, questions = labels[~fitted], questions[~fitted]
+    before, after = calibrated(margins[~fitted], 1.0), calibrated(margins[~fitted], temperature)
+    correct_before, correct_after = (before > 0.5) == labels, (after > threshold) == labels
+    (brier_plain, error_plain), (brier, error) = (brier_and_error(p, labels, questions) for p in (before, after))
+    rows = len(labels)
+    return Calibration(
+        temperature=temperature, threshold=threshold, fitted=int(fitted.sum()), reported=rows,
+        plain=interval(int(correct_before.sum()), rows), accuracy=interval(int(correct_after.sum()), rows),
+        versus_plain=compare(correct_before, correct_after), true_share=interval(int((after > threshold).sum()), rows),
+        brier_plain=brier_plain, brier=brier, error_plain=error_plain, error=error,
+        bins=reliability_bins(after, labels),
+        curve=[(float(at), float(np.mean((after > at) == labels))) for at in np.arange(CURVE_POINTS) / (CURVE_POINTS - 1)])
+
+
+def first_half(questions: np.ndarray) -> np.ndarray:
+    """Which rows (bool) ask the first half of the different questions, in a seeded order of their keys (uint64)."""
+    different = np.unique(questions)
+    order = np.argsort(scramble(different, HALVES_SEED))
+    return np.isin(questions, different[order[:len(different) // 2]])
+
+
+def fit_temperature(margins: np.ndarray, labels: np.ndarray) -> float:
+    """The temperature of least negative log-likelihood within ``TEMPERATURES`` (Guo et al. 2017); 1 if none is better."""
+    signed = np.where(labels, margins, -margins)
+
+    def loss(log_temperature: float) -> float:
+        return float(np.logaddexp(0, -signed / np.exp(log_temperature)).mean())
+
+    found = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded", options={"xatol": 1e-6})
+    return float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0
+
+
+def fit_threshold(p_true: np.ndarray, labels: np.ndarray) -> float:
+    """The threshold of most rows right, where a row above it is judged True.
+
+    All thresholds between two neighbouring scores judge alike; those with the most rows right form plateaus. Of these
+    the one nearest to 0.5 (the lower of two as near) gives its middle. Thresholds that judge every row alike do not
+    count: nobody can submit their verdicts. Where all scores are the same it is 0.5.
+
+    Args:
+        p_true: float64 (rows,).
+        labels: bool (rows,).
+    """
+    scores, place = np.unique(p_true, return_inverse=True)
+    if len(scores) < 2:
+        return 0.5
+    gain = np.bincount(place, np.where(labels, -1, 1))  # rows that turn right when the threshold passes a score
+    right = labels.sum() + np.cumsum(gain)[:-1]  # from each score but the last up to the next
+    best = np.flatnonzero(right == right.max())
+    first = best[np.diff(best, prepend=-2) > 1]  # plateaus that touch are one
+    last = best[np.diff(best, append=len(scores) + 1) > 1]
+    low, high = scores[first], scores[last + 1]
+    nearest = np.argmin(np.maximum(0, np.maximum(low - 0.5, 0.5 - high)))
+    middle = (low[nearest] + high[nearest]) / 2
+    return float(middle if middle < high[nearest] else low[nearest])  # no float lies between neighbours
+
+
+def brier_and_error(p_true: np.ndarray, labels: np.ndarray, questions: np.ndarray | None) -> tuple[Interval, Interval]:
+    """Brier score and expected calibration error (ten bins of equal width), with 95% intervals over whole questions.
+
+    The error of chance alone makes the expected calibration error too large, in a sample and once more in its resamples:
+    the percentile interval of a perfectly calibrated verifier never holds the truth, 0. So the lower end is that of the
+    basic bootstrap interval, which takes this bias off, and 0 where a verifier without any error would show as much in
+    5% of samples. In simulations of 100 to 4,000 rows the interval held the truth in 90 to 98% of them.
+
+    Args:
+        p_true: float64 (rows,).
+        labels: bool (rows,).
+        questions: uint64 (rows,), or None: no two rows share one.
+    """
+    rows = len(labels)
+    gaps = np.zeros((rows, 1 + BINS))  # squared distance, and distance by bin
+    gaps[:, 0] = (p_true - labels) ** 2
+    gaps[np.arange(rows), 1 + bin_of(p_true)] = p_true - labels
+
+    def means(weights: np.ndarray) -> np.ndarray:
+        return weights @ gaps / weights.sum(1, keepdims=True) if rows else np.full((1, 1 + BINS), np.nan)
+
+    values, drawn = bootstrap(means, rows, questions)
+    brier = percentile_interval(float(values[0]), drawn[:, 0], rows)
+    error = percentile_interval(float(np.abs(values[1:]).sum()), np.abs(drawn[:, 1:]).sum(1), rows)
+    if len(drawn):
+        by_chance = np.percentile(np.abs(drawn[:, 1:] - values[1:]).sum(1), 95)
+        low = 0.0 if error.value <= by_chance else max(0.0, 2 * error.value - error.high)
+        error = error.model_copy(update={"low": min(low, error.value), "high": max(error.high, error.value)})
+    return brier, error
+
+
+def reliability_bins(p_true: np.ndarray, labels: np.ndarray) -> list[Bin]:
+    """Rows by P(True), ten bins of equal width: what a reliability diagram draws."""
+    place, edges = bin_of(p_true), np.arange(BINS + 1) / BINS
+    rows, confidence, true = (np.bincount(place, weight, minlength=BINS) for weight in (None, p_true, labels))
+    return [Bin(low=float(edges[i]), high=float(edges[i + 1]), confidence=confidence[i] / rows[i] if rows[i] else np.nan,
+                true_share=interval(int(true[i]), int(rows[i]))) for i in range(BINS)]
+
+
+def bin_of(p_true: np.ndarray) -> np.ndarray:
+    """Bin (int64, 0 to 9) of each P(True); 1 is in the last."""
+    return np.minimum((p_true * BINS).astype(int), BINS - 1)
