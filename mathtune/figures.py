@@ -197,7 +197,7 @@ class SampleMetrics(Part):
         samples: completions of each.
         temperature: they were drawn at.
         pass_at: by k: share of problems that at least one of k completions solves (unbiased; Chen et al. 2021).
-        majority_at: by k: share of problems that the most frequent answer of k completions solves.
+        majority_at: by k: share of problems that the most frequent answer of k completions solves, a tie by its share.
     """
 
     rows: int

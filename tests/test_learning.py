@@ -259,7 +259,7 @@ def test_a_broken_verifier_training_is_noticed(mutate, monkeypatch, verifier, po
         check_learning(stages, said)
 
 
-def constant_reward(weight):
+def constant_reward(weight, *_):
     def constant(completions, **_):
         return [weight] * len(completions)
 

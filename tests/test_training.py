@@ -127,7 +127,7 @@ def solver(tiny_base, tmp_path_factory):
 @pytest.fixture
 def varied_rewards(monkeypatch):
     """Rewards that differ within a group: the tiny base never finds an answer, and equal rewards teach nothing."""
-    def by_length(weight):
+    def by_length(weight, grader):
         def correctness(completions, **kwargs):
             return [weight * (len(completion) % 7) / 7 for completion in completions]
 

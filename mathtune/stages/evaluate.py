@@ -92,8 +92,8 @@ def metrics_of(work: Workspace, scores: Artifact, parts: Artifact,
         rows = scored_rows(table, parts)
         divisions = divisions_of(rows, raw)
         if task == "solver":
-            drawn = scores.path(SAMPLES)
-            metrics = solver_metrics(table, pq.read_table(drawn) if drawn.is_file() else None, work.recipe.evaluation.temperature)
+            samples = pq.read_table(scores.path(SAMPLES)) if SAMPLES in scores.files else None
+            metrics = solver_metrics(table, samples, work.recipe.evaluation.temperature)
             correct = table["correct"].to_numpy(zero_copy_only=False)
             metrics = metrics.model_copy(update={"slices": slice_figures(divisions, correct)})
         else:
