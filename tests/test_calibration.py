@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
 from sklearn.calibration import calibration_curve
+from sklearn.linear_model import LogisticRegression
 
 from mathtune.calibration import (
     TEMPERATURES,
@@ -40,37 +41,33 @@ def test_temperatures_without_an_optimum_stay_within_bounds():
     assert fit_temperature(np.zeros(4), margins > 0) == 1.0  # nothing is better
 
 
-@pytest.mark.parametrize("planted", [0.2, 0.5, 0.85])
-def test_a_planted_threshold_is_found(planted):
-    random = np.random.default_rng(1)
-    p_true = random.random(5000)
-    labels = (p_true > planted) ^ (random.random(5000) < 0.1)
-    assert fit_threshold(p_true, labels) == pytest.approx(planted, abs=0.01)
+@pytest.mark.parametrize("temperature", [0.5, 3.0])
+@pytest.mark.parametrize("bias", [-2.0, 0.0, 1.5])
+def test_a_planted_threshold_is_found(temperature, bias):
+    margins, labels = drawn(20_000, temperature)
+    assert fit_threshold(margins + bias, labels, temperature) == pytest.approx(expit(bias / temperature), abs=0.02)
 
 
+@settings(deadline=None)
 @given(scored_rows)
-def test_no_threshold_is_better_and_none_as_good_is_nearer_to_a_half(rows):
-    p_true, labels = np.array([p / 16 for p, _ in rows]), np.array([label for _, label in rows])
-    scores = np.unique(p_true)
-    if len(scores) == 1:
-        assert fit_threshold(p_true, labels) == 0.5
+def test_a_threshold_agrees_with_scikit_learns_logistic_regression(rows):
+    margins, labels = np.array([p / 4 - 2 for p, _ in rows]), np.array([label for _, label in rows])
+    found = fit_threshold(margins, labels, 2.0)
+    judged = calibrated(margins, 2.0) > found
+    assert 0 < found < 1 and (found == 0.5 or 0 < judged.sum() < len(rows))
+    if found == 0.5 or len(set(labels)) == 1:
         return
-    between = (scores[:-1] + scores[1:]) / 2  # a threshold for each way to judge that does not judge all alike
-    right = np.array([np.sum((p_true > at) == labels) for at in between])
-    found = fit_threshold(p_true, labels)
-    assert np.sum((p_true > found) == labels) == right.max()
-    edges = [(scores[i], scores[i + 1]) for i in np.flatnonzero(right == right.max())]
-    plateaus = []
-    for low, high in edges:
-        plateaus[-1:] = [(plateaus[-1][0], high)] if plateaus and plateaus[-1][1] == low else [*plateaus[-1:], (low, high)]
-    distances = [max(0, low - 0.5, 0.5 - high) for low, high in plateaus]
-    low, high = plateaus[int(np.argmin(distances))]
-    assert found == (low + high) / 2
+    fitted = LogisticRegression(C=1e9, tol=1e-9, max_iter=2000).fit(margins[:, None], labels)
+    slope, intercept = fitted.coef_[0, 0], fitted.intercept_[0]
+    if slope < 5:  # steeper where a threshold parts the labels: then any between them is as good
+        assert found == pytest.approx(expit(-intercept / slope / 2.0), abs=5e-3)
 
 
-def test_a_threshold_between_neighbouring_floats_still_tells_them_apart():
-    low = 1 - 2**-53
-    assert (np.array([low, 1.0]) > fit_threshold(np.array([low, 1.0]), np.array([False, True]))).tolist() == [False, True]
+def test_a_threshold_that_tells_nothing_apart_stays_at_a_half():
+    margins = np.array([3.0, 2.0, -1.0, -2.0])
+    assert fit_threshold(margins, margins < 0, 1.0) == 0.5  # worse than chance
+    assert fit_threshold(np.full(4, 3.0), margins > 0, 1.0) == 0.5  # all rows alike
+    assert fit_threshold(margins, np.ones(4, bool), 1.0) == 0.5
 
 
 @given(st.lists(st.integers(0, 2**64 - 1), min_size=2, max_size=50))

@@ -78,6 +78,21 @@ def test_a_killed_engine_is_replaced_and_the_chunk_ends_with_the_same_bytes(engi
     assert [event["step"] for event in events if event["event"] == "resumed"] in ([2], [4])
 
 
+def test_a_scoring_whose_engine_is_killed_goes_on_in_a_fresh_one_and_says_the_same(engine, events, tiny_base, tmp_path):
+    whole, job = (score_job(tiny_base, tmp_path / name, n=2500, words_rows=0) for name in ("whole", "killed"))
+    engine.run(whole)
+
+    def kill_once(event):
+        events.append(event)
+        if event["event"] == "progress" and event["done"] > 2048 and not any("died" in one.get("text", "") for one in events):
+            os.kill(engine._process.pid, signal.SIGKILL)
+
+    engine.on_event = kill_once
+    assert engine.run(job)["resumed"] == 2048
+    same = [(Path(one.output) / "scores.parquet").read_bytes() for one in (whole, job)]
+    assert same[0] == same[1]
+
+
 def test_an_engine_that_dies_every_time_is_given_up_with_its_log_named(engine, events, tiny_base, tmp_path):
     def kill_always(event):
         events.append(event)
