@@ -129,7 +129,7 @@ def test_a_job_can_be_run_by_hand(tiny_base, tmp_path):
                           capture_output=True, text=True)
     assert done.returncode == 0
     assert json.loads(done.stdout.splitlines()[-1])["result"]["rows"] == 40
-    assert pq.read_metadata(tmp_path / "scores.parquet").num_rows == 40
+    assert pq.read_metadata(tmp_path / "scores" / "scores.parquet").num_rows == 40
     (tmp_path / "job.json").write_text(inspect_job(tmp_path / "nowhere", tmp_path).model_dump_json())
     failed = subprocess.run([sys.executable, "-m", "mathtune.engine", "--job", str(tmp_path / "job.json")],
                             capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
