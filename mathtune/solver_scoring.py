@@ -67,9 +67,13 @@ class SolverScorer:
 
     def _sample(self, rows: list[dict], prompts: list[list[int]], emit: Emit) -> pa.Table:
         count = self.job.evaluation.samples
+
+        def told(event: str, **fields) -> None:
+            emit(event, **{**fields, "done": fields["done"] // count, "total": len(rows)})
+
         asked = [(row, prompt, sample) for row, prompt in zip(rows, prompts, strict=True) for sample in range(count)]
         seeds = [sample_seed(row["row_id"], sample) for row, _, sample in asked]
-        completions = self._complete([prompt for _, prompt, _ in asked], seeds, emit, "sampling")
+        completions = self._complete([prompt for _, prompt, _ in asked], seeds, told, "sampling")
         grades = self._grade([row for row, _, _ in asked], completions)
         classes = [place for begin in range(0, len(asked), count)
                    for place in answer_classes(grades[begin:begin + count], self.grader)]

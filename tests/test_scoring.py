@@ -200,8 +200,9 @@ def sampling(**changes) -> Evaluation:
 
 
 def test_samples_of_the_first_rows_do_not_depend_on_what_they_are_drawn_with(base, tiny_base, tmp_path, monkeypatch):
-    job = score_job(tiny_base, tmp_path / "a", "solver", evaluation=sampling(), sample_rows=10, n=20)
-    score(job, base, quiet)
+    job, told = score_job(tiny_base, tmp_path / "a", "solver", evaluation=sampling(), sample_rows=10, n=20), []
+    score(job, base, lambda event, **fields: told.append(fields))
+    assert max(fields["done"] for fields in told if fields.get("text") == "sampling") == 10  # in rows
     table = drawn(job)
     assert table.schema.equals(SAMPLES) and read(job).num_rows == 20
     assert table["row_id"].to_pylist() == [row for row in range(10) for _ in range(3)]
