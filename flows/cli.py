@@ -125,6 +125,28 @@ def chain(name: str, *, root: str = ".mathtune", cache: Path = Path(".mathtune")
     show.chain_table(console, Chain(open_folders(f"{root}/chains", cache / "chains"), name))
 
 
+@app.command
+def compare(first: str, second: str, *, runs: Path = Path("runs"), examples: int = 3,
+            json: Annotated[Path | None, Parameter(name="--json")] = None):
+    """Compare two evaluated links, runs or models on the rows that both were scored on.
+
+    Each is RUN (its last evaluated link), RUN:2 (a link), RUN:base, or a run's folder such as elsewhere/runs/NAME:2. Rows
+    are matched by their content; differences are the second's minus the first's.
+
+    Parameters
+    ----------
+    runs
+        the folder of the runs: the recipe's storage.runs.
+    examples
+        rows gained, and rows lost, to show.
+    json
+        a file to write the comparison to.
+    """
+    from flows.compare import show_comparison
+
+    show_comparison(console, first, second, runs, examples, json)
+
+
 def decided(accept: bool, skip: bool) -> str | None:
     """The person's decision about a rejected link.
 

@@ -13,6 +13,7 @@ from mathtune.recipe_file import dump_recipe
 from mathtune.report.build import build_report
 from mathtune.run_record import LeftOut, LinkRecord, Redone, RunRecord, TrainingCurve
 from mathtune.stages import Outcome
+from mathtune.stages.compare import write_scores
 from mathtune.stages.evaluate import correct_rows, metrics_of, wrong_rows
 from mathtune.store import Artifact
 from mathtune.workspace import Workspace
@@ -93,6 +94,7 @@ def report(work: Workspace, record: RunRecord, scores: dict[str, Artifact], data
     work.run.write("metrics.json", record.model_dump_json(indent=2) + "\n")
     work.run.write("errors.jsonl", "".join(json.dumps(error, ensure_ascii=False) + "\n" for error in errors))
     work.run.write_json("manifest.json", manifest(record, data))
+    write_scores(work, record, scores, parts)
     target = work.run.write("report.html", page.path("report.html").read_bytes())
     return Outcome(str(target), page.cached, str(target))
 
