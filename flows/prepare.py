@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mathtune.chain import Link
+from mathtune.figures import Forgetting
 from mathtune.recipe import Recipe
+from mathtune.stages import probes
 from mathtune.stages.judge import Decision, check_decision
 from mathtune.stages.report import make_record
 from mathtune.stages.train import open_chain
@@ -12,7 +14,7 @@ from mathtune.store import Artifact
 from mathtune.workspace import Workspace, new_execution
 from storage import ArtifactStore, CheckpointStore
 from tasks.data import balance, check_base, download, split
-from tasks.results import evaluate, judge, report
+from tasks.results import evaluate, judge, probe, report
 
 
 @dataclass
@@ -66,9 +68,17 @@ class Run:
         for link in [None, *self.links]:  # what another execution has scored is served
             if (link.key if link else "") not in self.scores:
                 self.evaluate(link)
-        record = make_record(self.work, self.links, self.served, self.scores, self.base, self.data, self.submission)
+        record = make_record(self.work, self.links, self.served, self.scores, self.base, self.data, self.submission,
+                             self.forgetting())
         path = report(self.work, record, self.scores, self.data)
         return {"report": path, "record": record.model_dump(mode="json")}
+
+    def forgetting(self) -> Forgetting | None:
+        """Asks every link about the chunks that it grew from, where there is something to forget."""
+        if not probes.is_wanted(self.work.recipe, self.links):
+            return None
+        asked = [probe(self.work, self.base, self.parts, self.links[:i], link.title) for i, link in enumerate(self.links, 1)]
+        return probes.forgetting(self.work.recipe, self.links, asked)
 
 
 def open_workspace(recipe: Recipe, execution: str | None) -> Workspace:

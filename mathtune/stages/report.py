@@ -8,6 +8,7 @@ from typing import Any
 from mathtune import __version__
 from mathtune.chain import Chain, Link
 from mathtune.digests import digest_value
+from mathtune.figures import Forgetting
 from mathtune.metrics import compare
 from mathtune.recipe_file import dump_recipe
 from mathtune.report.build import build_report
@@ -22,7 +23,7 @@ COUNTS = ("examples", "tokens", "label_tokens", "shortened", "dropped", "left_ou
 
 
 def make_record(work: Workspace, links: list[Link], served: set[str], scores: dict[str, Artifact], base: dict[str, Any],
-                data: dict[str, Artifact], submission: dict[str, Any] | None) -> RunRecord:
+                data: dict[str, Artifact], submission: dict[str, Any] | None, forgetting: Forgetting | None) -> RunRecord:
     """The run as one record.
 
     Args:
@@ -32,6 +33,7 @@ def make_record(work: Workspace, links: list[Link], served: set[str], scores: di
         base: the result of ``inspect_base``.
         data: artifacts of the data stages by name; ``split`` among them.
         submission: facts of ``submit``.
+        forgetting: accuracy on rows of every chunk after each (``mathtune.stages.probes``).
     """
     parts = data["split"]
     verdicts = {entry.link.key: entry.verdict for entry in work.chain.entries()}
@@ -51,7 +53,7 @@ def make_record(work: Workspace, links: list[Link], served: set[str], scores: di
             redone=Redone.model_validate(link.result["redone"]), pack_tokens=link.result.get("pack_tokens"),
             micro_batch=link.result.get("micro_batch"), lengths=link.result.get("lengths"),
             trainable=link.result.get("trainable"), parameters=link.result.get("parameters"),
-            peak_gib=link.result.get("peak_gib")))
+            peak_gib=link.result.get("peak_gib"), peak_rss_gib=link.result.get("peak_rss_gib")))
     last = next((link.key for link in reversed(links) if link.key in correct), None)
     builtin = work.recipe.model.base.startswith("builtin:")
     return RunRecord(
@@ -61,7 +63,7 @@ def make_record(work: Workspace, links: list[Link], served: set[str], scores: di
         links=records, left_out=left_out(work.chain),
         exact=base["device"] == "cpu" or work.recipe.hardware.deterministic,
         versus_base=compare(correct[""], correct[last]) if last and "" in correct else None,
-        data={name: artifact.facts for name, artifact in data.items()}, submission=submission,
+        forgetting=forgetting, data={name: artifact.facts for name, artifact in data.items()}, submission=submission,
         versions={"mathtune": __version__, "python": platform.python_version(), **base["versions"]},
         pins=work.chain.pins() or {}, seconds=work.seconds)
 
