@@ -147,6 +147,28 @@ def compare(first: str, second: str, *, runs: Path = Path("runs"), examples: int
     show_comparison(console, first, second, runs, examples, json)
 
 
+@app.command
+def sweep(sweep: Path, *overrides: Overrides, parallel: int = 1, deployment: str | None = None):
+    """Run a recipe under several settings, each in a chain of its own on the same rows, and say which differences are real.
+
+    What is done is served: the same command goes on with what is missing, and tries failed trials again. An override holds
+    for every trial; name=NEW names the sweep.
+
+    Parameters
+    ----------
+    parallel
+        trials at a time on this machine, each on GPUs of its own.
+    deployment
+        instead: as runs of this Prefect deployment (pipeline/trial), side by side on as many workers as its pool has.
+    """
+    if parallel < 1:
+        raise RecipeError("no trial would ever begin", where=f"--parallel {parallel}", remedy="--parallel 1 or more")
+    from flows.sweep import show_sweep
+    from mathtune.sweep import load_sweep
+
+    show_sweep(console, load_sweep(sweep, overrides), parallel, deployment)
+
+
 def decided(accept: bool, skip: bool) -> str | None:
     """The person's decision about a rejected link.
 

@@ -92,12 +92,18 @@ def open_workspace(recipe: Recipe, execution: str | None) -> Workspace:
 def prepare(work: Workspace, decision: Decision | None = None) -> Run:
     """Base and data up to date, the chain held against the recipe, a person's decision against the chain."""
     base = check_base(work)
+    data = prepare_data(work)
+    links = open_chain(work, base, data["split"])
+    check_decision(work, decision)
+    return Run(work, base, data, links, {link.key for link in links})
+
+
+def prepare_data(work: Workspace) -> dict[str, Artifact]:
+    """Artifacts of the data stages by name."""
     data = {"download": download(work)}
     if work.recipe.task == "verifier":
         data["balance"] = balance(work, data["download"])
         data["split"] = split(work, data["balance"], "balanced.parquet")
     else:
         data["split"] = split(work, data["download"], "train.parquet")
-    links = open_chain(work, base, data["split"])
-    check_decision(work, decision)
-    return Run(work, base, data, links, {link.key for link in links})
+    return data
