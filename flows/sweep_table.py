@@ -12,7 +12,8 @@ from mathtune.sweep_record import SweepRecord, TrialRecord
 
 def sweep_table(record: SweepRecord) -> Table:
     """A line a trial, in the order of the grid; the best one bold."""
-    table = Table(title=f"{record.name}: {rows_text(record)}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = Table(title=f"{record.name}: {rows_text(record)}", title_justify="left", box=box.SIMPLE_HEAD,
+                  pad_edge=False, collapse_padding=True)
     rows = [cells(record, trial) for trial in record.trials]
     for column in rows[0]:
         words = column == "verdict"

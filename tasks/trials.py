@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import threading
+import uuid
 from pathlib import Path
 from typing import Protocol
 
@@ -127,7 +128,9 @@ class DeployedTrials:
 
     def run(self, trial: Trial) -> None:
         recipe = with_absolute_paths(trial.recipe).model_dump(mode="json")
-        run = run_deployment(self.deployment, parameters={"recipe": recipe}, flow_run_name=trial.name, timeout=0)
+        once = str(uuid.uuid4())  # where the client asks a slow server again, no second run is made
+        run = run_deployment(self.deployment, parameters={"recipe": recipe}, flow_run_name=trial.name, timeout=0,
+                             idempotency_key=once)
         with get_client(sync_client=True) as client:
             while not (state := client.read_flow_run(run.id).state).is_final():
                 if self._stopped.wait(POLL_SECONDS):

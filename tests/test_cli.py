@@ -83,7 +83,7 @@ def test_a_chain_that_is_not_there(command, tmp_path):
 def test_help_names_every_command(command):
     status, out, _ = command("--help")
     assert status == 0
-    for name in ("run", "train", "evaluate", "submit", "plan", "doctor", "chain", "compare"):
+    for name in ("run", "train", "evaluate", "submit", "plan", "doctor", "chain", "compare", "sweep"):
         assert name in out
 
 

@@ -391,7 +391,7 @@ def test_trials_of_a_sweep_run_side_by_side_on_two_workers(world):
     world.recipe("side", **changes, sft={"learning_rate": 1e-4, "examples_per_step": 16})
     pair = {"name": "pair", "recipe": "side.yaml", "grid": {"lora.rank": [2, 4]}}
     (world.folder / "sweep.yaml").write_text(yaml.safe_dump(pair))
-    environment = {**world.environment, "MATHTUNE_HOME": str(ROOT), "PYTHONPATH": str(ROOT), "PREFECT_WORKER_QUERY_SECONDS": "1"}
+    environment = {**world.environment, "MATHTUNE_HOME": str(ROOT), "PREFECT_WORKER_QUERY_SECONDS": "1"}
     with temporary_settings({PREFECT_API_URL: world.url}):
         make_pool("gpu")
     subprocess.run([sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--name", "trial"], check=True, cwd=ROOT,
