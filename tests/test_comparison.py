@@ -86,7 +86,7 @@ def test_rows_are_matched_by_content_and_what_only_one_has_is_counted(runs):
     assert RowsCompared.model_validate_json(found.model_dump_json()) == found
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans(), st.booleans()), min_size=1, max_size=30),
        st.permutations(range(6)))
 def test_any_order_gives_the_paired_test_of_the_rows_in_order(triples, ranks):

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mathtune.demo.problems import rows as demo_rows
@@ -16,6 +16,7 @@ from mathtune.store import Artifact, ArtifactStore
 from tests.test_comparison import with_verdicts
 
 
+@settings(deadline=None)
 @given(st.integers(0, 500), st.integers(1, 300), st.integers(1, 200), st.integers(0, 2**32 - 1))
 def test_probes_are_rows_of_their_chunk_each_once_and_always_the_same(start, length, count, seed):
     chunk = Range(start, start + length)

@@ -60,6 +60,7 @@ values = st.one_of(st.integers(-5, 10**6), st.floats(1e-9, 1e9), st.booleans(), 
                    st.lists(st.text(max_size=20), max_size=9))
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(["lora.rank", "sft.learning_rate", "prompt.template", "lora.targets"]), values,
                        min_size=1))
 def test_every_trial_has_a_name_that_a_run_may_have(chosen):
@@ -123,7 +124,7 @@ def scored(name: str, correct) -> Scored:
     return Scored(name, "sft", "solver", table, table)
 
 
-@settings(max_examples=8)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 4))
 def test_every_trial_is_held_against_the_best_with_holms_correction(seed, count):
     random = np.random.default_rng(seed)
