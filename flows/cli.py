@@ -125,6 +125,50 @@ def chain(name: str, *, root: str = ".mathtune", cache: Path = Path(".mathtune")
     show.chain_table(console, Chain(open_folders(f"{root}/chains", cache / "chains"), name))
 
 
+@app.command
+def compare(first: str, second: str, *, runs: Path = Path("runs"), examples: int = 3,
+            json: Annotated[Path | None, Parameter(name="--json")] = None):
+    """Compare two evaluated links, runs or models on the rows that both were scored on.
+
+    Each is RUN (its last evaluated link), RUN:2 (a link), RUN:base, or a run's folder such as elsewhere/runs/NAME:2. Rows
+    are matched by their content; differences are the second's minus the first's.
+
+    Parameters
+    ----------
+    runs
+        the folder of the runs: the recipe's storage.runs.
+    examples
+        rows gained, and rows lost, to show.
+    json
+        a file to write the comparison to.
+    """
+    from flows.compare import show_comparison
+
+    show_comparison(console, first, second, runs, examples, json)
+
+
+@app.command
+def sweep(sweep: Path, *overrides: Overrides, parallel: int = 1, deployment: str | None = None):
+    """Run a recipe under several settings, each in a chain of its own on the same rows, and say which differences are real.
+
+    What is done is served: the same command goes on with what is missing, and tries failed trials again. An override holds
+    for every trial; name=NEW names the sweep.
+
+    Parameters
+    ----------
+    parallel
+        trials at a time on this machine, each on GPUs of its own.
+    deployment
+        instead: as runs of this Prefect deployment (pipeline/trial), side by side on as many workers as its pool has.
+    """
+    if parallel < 1:
+        raise RecipeError("no trial would ever begin", where=f"--parallel {parallel}", remedy="--parallel 1 or more")
+    from flows.sweep import show_sweep
+    from mathtune.sweep import load_sweep
+
+    show_sweep(console, load_sweep(sweep, overrides), parallel, deployment)
+
+
 def decided(accept: bool, skip: bool) -> str | None:
     """The person's decision about a rejected link.
 

@@ -30,7 +30,8 @@ class Display:
                                   TextColumn("{task.fields[figures]}"), TimeElapsedColumn(), TimeRemainingColumn(),
                                   console=console, transient=True)
         self._line: Any = None
-        self._title = self._plan = ""
+        self._title = ""
+        self._plans: set[str] = set()
 
     def __enter__(self) -> "Display":
         self._progress.start()
@@ -71,9 +72,8 @@ class Display:
             self._progress.console.print(f"   [yellow]! {_escape(event['text'])}[/]", soft_wrap=True)
         elif kind == "end":
             self._progress.reset(self._line, total=None, description="telling Prefect", figures="")
-        elif kind == "plan" and event["text"] != self._plan:  # a run's chunks are laid out alike
-            self._plan = event["text"]
-            self._progress.console.print(f"   [dim]{_escape(self._plan)}[/]", soft_wrap=True)
+        elif kind == "plan":
+            self._plan(event["text"])
         elif kind == "resumed":
             self._progress.console.print(f"   [yellow]goes on from step {event['step']}[/]")
         elif kind == "step":
@@ -84,6 +84,13 @@ class Display:
         elif kind == "progress":
             self._progress.update(self._line, description=f"{_escape(self._title)}: {event['text']}", total=event["total"],
                                   completed=event["done"], figures=f"{event['done']}/{event['total']}")
+
+    def _plan(self, text: str) -> None:
+        """Says how work is laid on the machine, where it is not as before: a run's chunks are laid out alike."""
+        layout, _, _ = text.partition(";")  # behind it: memory, which hardly matters where it suffices
+        if layout not in self._plans:
+            self._plans.add(layout)
+            self._progress.console.print(f"   [dim]{_escape(text)}[/]", soft_wrap=True)
 
 
 def follow(path: Path, stop: threading.Event, pause: float = 0.1) -> Iterator[Event]:

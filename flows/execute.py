@@ -34,36 +34,41 @@ SAVED = 75  # EX_TEMPFAIL of sysexits.h: not done, try again
 
 
 def execute(console: Console, flow: Callable[..., dict[str, Any]], recipe: Recipe, **parameters: Any) -> None:
-    """Runs a flow with a progress display and prints where the chain stands afterwards.
+    """Runs a flow with a progress display and prints where the chain stands afterwards."""
+    execution, folder = new_execution(), RunFolder(Path(recipe.storage.runs), recipe.name)
+    console.print(f"[bold]{recipe.name}[/]: {recipe.task}, chain {recipe.chain}, base {recipe.model.base}")
+    result = supervise(console, folder.execution(execution) / "events.jsonl", f"run {recipe.name}",
+                       lambda: flow(recipe, execution=execution, **parameters))
+    console.print(result_table(result["record"]))
+    if result["record"]["submission"]:
+        console.print(f"results     {folder.path}/", highlight=False)
+    console.print(f"report      {result['report']}", highlight=False)
+
+
+def supervise(console: Console, events: Path, title: str, flow: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Runs a flow, its progress shown from its event file; a signal ends this process by the status that says what was saved.
 
     Raises:
         MachineError: Prefect's server went away; the stages did not need it.
     """
     from httpx import HTTPError
 
-    execution = new_execution()
-    events = RunFolder(Path(recipe.storage.runs), recipe.name).execution(execution) / "events.jsonl"
-    console.print(f"[bold]{recipe.name}[/]: {recipe.task}, chain {recipe.chain}, base {recipe.model.base}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(stop_status(events)))  # Prefect passes the signal on once it has acted
     shield_server()
     with Display(console, events):
         try:
-            result = flow(recipe, execution=execution, **parameters)
+            return flow()
         except KeyboardInterrupt:
             sys.exit(stop_status(events))
         except HTTPError as error:  # no stage lets one out: Prefect could not tell how the run ended
             forget_events()
             raise own_error(error) or MachineError(
-                f"Prefect's server went away: {error}; all that was done is kept", where=f"run {recipe.name}",
+                f"Prefect's server went away: {error}; all that was done is kept", where=title,
                 remedy=f"{SERVER_REMEDY}; the same command is then served from there") from error
         except RuntimeError as error:
             if "Failed to reach API" not in str(error):
                 raise
             raise MachineError(str(error), where="PREFECT_API_URL", remedy=SERVER_REMEDY) from error
-    console.print(result_table(result["record"]))
-    if result["record"]["submission"]:
-        console.print(f"results     {RunFolder(Path(recipe.storage.runs), recipe.name).path}/", highlight=False)
-    console.print(f"report      {result['report']}", highlight=False)
 
 
 def shield_server() -> None:

@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mathtune.chain import Link
+from mathtune.figures import Forgetting
 from mathtune.recipe import Recipe
+from mathtune.stages import probes
 from mathtune.stages.judge import Decision, check_decision
 from mathtune.stages.report import make_record
 from mathtune.stages.train import open_chain
@@ -12,7 +14,7 @@ from mathtune.store import Artifact
 from mathtune.workspace import Workspace, new_execution
 from storage import ArtifactStore, CheckpointStore
 from tasks.data import balance, check_base, download, leaks, prompt_leaks, split
-from tasks.results import evaluate, judge, report
+from tasks.results import evaluate, judge, probe, report
 
 
 @dataclass
@@ -71,9 +73,17 @@ class Run:
         for link in [None, *self.links]:  # what another execution has scored is served
             if (link.key if link else "") not in self.scores:
                 self.evaluate(link)
-        record = make_record(self.work, self.links, self.served, self.scores, self.base, self.data, self.submission)
+        record = make_record(self.work, self.links, self.served, self.scores, self.base, self.data, self.submission,
+                             self.forgetting())
         path = report(self.work, record, self.scores, self.data)
         return {"report": path, "record": record.model_dump(mode="json")}
+
+    def forgetting(self) -> Forgetting | None:
+        """Asks every link about the chunks that it grew from, where there is something to forget."""
+        if not probes.is_wanted(self.work.recipe, self.links):
+            return None
+        asked = [probe(self.work, self.base, self.parts, self.links[:i], link.title) for i, link in enumerate(self.links, 1)]
+        return probes.forgetting(self.work.recipe, self.links, asked)
 
 
 def open_workspace(recipe: Recipe, execution: str | None) -> Workspace:
@@ -87,6 +97,17 @@ def open_workspace(recipe: Recipe, execution: str | None) -> Workspace:
 def prepare(work: Workspace, decision: Decision | None = None) -> Run:
     """Base and data up to date, the chain held against the recipe, a person's decision against the chain."""
     base = check_base(work)
+    data = prepare_data(work)
+    links = open_chain(work, base, data["split"])
+    check_decision(work, decision)
+    run = Run(work, base, data, links, {link.key for link in links})
+    if work.recipe.grpo and any(link.kind == "grpo" for link in links):
+        run.check_prompts()
+    return run
+
+
+def prepare_data(work: Workspace) -> dict[str, Artifact]:
+    """Artifacts of the data stages by name."""
     data = {"download": download(work)}
     if work.recipe.task == "verifier":
         data["balance"] = balance(work, data["download"])
@@ -94,9 +115,4 @@ def prepare(work: Workspace, decision: Decision | None = None) -> Run:
     else:
         data["split"] = split(work, data["download"], "train.parquet")
     data["leaks"] = leaks(work, data["download"], data["split"])
-    links = open_chain(work, base, data["split"])
-    check_decision(work, decision)
-    run = Run(work, base, data, links, {link.key for link in links})
-    if work.recipe.grpo and any(link.kind == "grpo" for link in links):
-        run.check_prompts()
-    return run
+    return data

@@ -55,6 +55,12 @@ def attach(model, lora: Lora, start: Path | None) -> PeftModel:
     return adapted
 
 
+def parameter_counts(model: PeftModel) -> dict[str, int]:
+    """``trainable`` parameters, and all ``parameters`` with the base's: weights, however many of them NF4 packs in a byte."""
+    trainable, parameters = model.get_nb_trainable_parameters()
+    return {"trainable": trainable, "parameters": parameters}
+
+
 def masters(model: PeftModel) -> dict[str, torch.Tensor]:
     """Float32 copies of the active adapter's tensors on the CPU, by their name in a PEFT file."""
     state = get_peft_model_state_dict(model, adapter_name="default")

@@ -1,7 +1,11 @@
 """Which device and compute dtype to use, and why."""
 
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -51,6 +55,25 @@ def cap_memory(hardware: Hardware, compute: Compute) -> None:
         total = torch.cuda.get_device_properties(compute.device).total_memory
         wanted = hardware.memory_gib * GIB - CONTEXT if hardware.memory_gib else total
         torch.cuda.set_per_process_memory_fraction(min(1.0, wanted / total), compute.device)
+
+
+@contextmanager
+def peak_memory(compute: Compute) -> Iterator[dict[str, float | None]]:
+    """Measures the most memory that is held while the body runs, the base included, and has it in the mapping afterwards:
+    ``peak_gib`` of the GPU, by torch; without one ``peak_rss_gib`` of this process, by the kernel (None where it does not
+    tell, as outside Linux). The kernel's mark is put back by writing 5 to clear_refs (proc_pid_clear_refs(5))."""
+    peak: dict[str, float | None] = {"peak_gib": None, "peak_rss_gib": None}
+    if compute.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        yield peak
+        peak["peak_gib"] = torch.cuda.max_memory_allocated() / GIB
+        return
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    yield peak
+    with suppress(OSError):
+        if found := re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()):
+            peak["peak_rss_gib"] = int(found[1]) * 1024 / GIB
 
 
 def make_deterministic() -> None:

@@ -96,6 +96,10 @@ class BadNumbers(TrainingError):
     """A loss or gradient is not finite; worth one attempt from the last checkpoint, in a fresh engine."""
 
 
+class TrialFailed(MachineError):
+    """A trial of a sweep did not end well; the others go on."""
+
+
 class RejectedLink(TrainingError):
     """A link's validation accuracy fell significantly below its parent's: a person decides. Trying again changes nothing."""
 

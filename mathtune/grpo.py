@@ -14,7 +14,18 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer
 
-from mathtune.adapters import WEIGHTS, adapter_digest, attach, masters, reshape_for, restore_masters, save_adapter, towers
+from mathtune.adapters import (
+    WEIGHTS,
+    adapter_digest,
+    attach,
+    masters,
+    parameter_counts,
+    reshape_for,
+    restore_masters,
+    save_adapter,
+    towers,
+)
+from mathtune.devices import peak_memory
 from mathtune.errors import DataError, TrainingError
 from mathtune.events import Emit
 from mathtune.grading import Grader
@@ -53,12 +64,14 @@ def refine(job: GrpoJob, base: Base, emit: Emit) -> dict[str, Any]:
         try:
             start = reshape_for(load_file(Path(job.start_adapter) / WEIGHTS), job.lora, lora, adapted)
             restore_masters(adapted, start)
-            outcome = run.finished or _train(job, base, adapted, start, as_dataset(prompts, builder, run), run)
+            counts = parameter_counts(adapted)  # before trl adds a copy as the reference
+            with peak_memory(base.compute) as peak:
+                outcome = run.finished or _train(job, base, adapted, start, as_dataset(prompts, builder, run), run)
         finally:
             adapted.unload()
     save_adapter(outcome.pop("tensors"), lora, job.model.base, Path(job.output), towers(base.model.config))
     base.tokenizer.save_pretrained(job.output)
-    return {**outcome, "adapter_digest": adapter_digest(Path(job.output)),
+    return {**outcome, **counts, **peak, "adapter_digest": adapter_digest(Path(job.output)),
             "examples": len(order.positions), "left_out": left_out, "alpha": lora.alpha, "targets": sorted(lora.targets)}
 
 

@@ -3,13 +3,15 @@
 import difflib
 import re
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from mathtune.errors import RecipeError
 from mathtune.recipe import Recipe
+
+Checked = TypeVar("Checked", bound=BaseModel)
 
 
 def load_recipe(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
@@ -23,15 +25,9 @@ def load_recipe(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -
         RecipeError: the file is missing or not YAML, or the recipe is wrong; lists every mistake.
     """
     path = Path(path)
-    try:
-        values = yaml.load(path.read_text(), Loader=_Loader)
-    except OSError as error:
-        raise RecipeError(f"cannot read the recipe: {error.strerror}",
-                          where=str(path), remedy="see recipes/ for those that ship") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"not YAML: {error}", where=str(path)) from error
-    if not isinstance(values, dict):
-        raise RecipeError("a recipe is a mapping of keys to values", where=str(path))
+    values = read_yaml(path, "recipe")
+    if "grid" in values:
+        raise RecipeError("this is a sweep of recipes", where=str(path), remedy=f"mathtune sweep {path}")
     for override in overrides:
         apply_override(values, override)
     return parse_recipe(values, where=str(path))
@@ -39,11 +35,45 @@ def load_recipe(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -
 
 def parse_recipe(values: dict[str, Any], where: str = "recipe") -> Recipe:
     """The recipe that plain values describe; every mistake is reported at once."""
+    recipe, mistakes = validated(Recipe, values)
+    if recipe is None:
+        raise RecipeError(listed(mistakes, "recipe"), where=where)
+    return recipe
+
+
+def read_yaml(path: Path, what: str) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Args:
+        what: the file holds, for errors: a recipe, a sweep.
+
+    Raises:
+        RecipeError: the file is missing, not YAML, or no mapping.
+    """
     try:
-        return Recipe.model_validate(values)
+        values = yaml.load(path.read_text(), Loader=_Loader)
+    except OSError as error:
+        raise RecipeError(f"cannot read the {what}: {error.strerror}",
+                          where=str(path), remedy="see recipes/ for those that ship") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"not YAML: {error}", where=str(path)) from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"a {what} is a mapping of keys to values", where=str(path))
+    return values
+
+
+def validated(section: type[Checked], values: dict[str, Any]) -> tuple[Checked | None, list[str]]:
+    """The section that plain values describe, or None and every mistake in them, a line each."""
+    try:
+        return section.model_validate(values), []
     except ValidationError as error:
-        mistakes = [_describe(mistake) for mistake in error.errors()]
-        raise RecipeError("\n".join([_plural(len(mistakes)), *(f"  {line}" for line in mistakes)]), where=where) from None
+        return None, [_describe(section, mistake) for mistake in error.errors()]
+
+
+def listed(mistakes: list[str], what: str) -> str:
+    """Mistakes in a recipe or sweep as one text."""
+    counted = f"{len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''} in the {what}"
+    return "\n".join([counted, *(f"  {line}" for line in mistakes)])
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -65,26 +95,44 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     Raises:
         RecipeError: it is not of this form, or ``section`` is no section.
     """
+    set_value(values, *parse_override(override))
+
+
+def parse_override(override: str) -> tuple[str, Any]:
+    """Key and value of ``section.key=value``; the value is read as YAML.
+
+    Raises:
+        RecipeError: it is not of this form.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise RecipeError(f"{override!r} is not key=value", where="command line", remedy="for example sft.epochs=2")
+    try:
+        return key, yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"the value is not YAML: {error}", where=f"override {override}", remedy="put it in quotes") from error
+
+
+def set_value(values: dict[str, Any], key: str, value: Any) -> None:
+    """Sets ``section.key`` in a recipe's plain values.
+
+    Raises:
+        RecipeError: ``section`` is no section.
+    """
     *parents, last = key.split(".")
     for parent in parents:
         if values.get(parent) is None:
             values[parent] = {}
         values = values[parent]
         if not isinstance(values, dict):
-            raise RecipeError(f"{parent} holds a value, not a section", where=f"override {override}")
-    try:
-        values[last] = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"the value is not YAML: {error}", where=f"override {override}", remedy="put it in quotes") from error
+            raise RecipeError(f"{parent} holds a value, not a section", where=f"override {key}={value}")
+    values[last] = value
 
 
-def _describe(mistake: dict[str, Any]) -> str:
+def _describe(root: type[BaseModel], mistake: dict[str, Any]) -> str:
     path = ".".join(str(part) for part in mistake["loc"])
     if mistake["type"] == "extra_forbidden":
-        known = list(_section_at(mistake["loc"][:-1]).model_fields)
+        known = list(_section_at(root, mistake["loc"][:-1]).model_fields)
         near = difflib.get_close_matches(str(mistake["loc"][-1]), known, n=1, cutoff=0.5)
         return f"{path}: unknown key" + (f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}")
     if mistake["type"] == "missing":
@@ -94,14 +142,10 @@ def _describe(mistake: dict[str, Any]) -> str:
     return f"{path}: {message}{got}" if path else f"{message}{got}"
 
 
-def _section_at(path: tuple) -> type[BaseModel]:
-    section: type[BaseModel] = Recipe
+def _section_at(root: type[BaseModel], path: tuple) -> type[BaseModel]:
+    section = root
     for part in path:
         annotation = section.model_fields[part].annotation
         options = [option for option in (annotation, *get_args(annotation)) if isinstance(option, type)]
         section = next(option for option in options if issubclass(option, BaseModel))
     return section
-
-
-def _plural(count: int) -> str:
-    return f"{count} mistake{'s' if count > 1 else ''} in the recipe"

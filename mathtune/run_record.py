@@ -90,6 +90,7 @@ class LinkRecord(Part):
         lengths: tokens of its examples; None where they were not counted.
         trainable, parameters: trained parameters, and those of base and adapter together.
         peak_gib: of a GPU's memory, by torch; None on a CPU.
+        peak_rss_gib: without a GPU: of the engine's memory, its program included.
     """
 
     number: int
@@ -114,6 +115,7 @@ class LinkRecord(Part):
     trainable: int | None = None
     parameters: int | None = None
     peak_gib: float | None = None
+    peak_rss_gib: float | None = None
 
 
 class LeftOut(Part):

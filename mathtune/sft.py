@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors.torch import load_file
 from transformers import TrainingArguments, set_seed
 
-from mathtune.adapters import WEIGHTS, adapter_digest, attach, save_adapter, towers
+from mathtune.adapters import WEIGHTS, adapter_digest, attach, parameter_counts, save_adapter, towers
+from mathtune.devices import peak_memory
 from mathtune.events import Emit
 from mathtune.fast.llama import why_not
 from mathtune.guards import BadNumberGuard
@@ -18,7 +18,7 @@ from mathtune.models import Base, borrowed
 from mathtune.order import Order, lay_out
 from mathtune.packed_model import packed
 from mathtune.packed_trainer import NoteLoss, PackedSteps, PackedTrainer, cut_step
-from mathtune.planner import GIB, Plan
+from mathtune.planner import Plan
 from mathtune.ranks import ALONE, Ranks
 from mathtune.recipe import Sft
 from mathtune.resume import Run, open_run
@@ -30,7 +30,8 @@ def train_chunk(job: SftJob, base: Base, emit: Emit, ranks: Ranks = ALONE) -> di
     """Trains the job's examples, together with the other ranks, and writes the adapter to ``job.output``.
 
     Returns:
-        steps, seconds, curve, redone, pack_tokens, adapter_digest, peak_gib (torch's, of a GPU).
+        steps, seconds, curve, redone, pack_tokens, adapter_digest, trainable and parameters (of the adapter; with the base),
+        peak_gib (torch's, of a GPU), peak_rss_gib (of this process, where there is no GPU).
     """
     tokens = read_tokens(Path(job.tokens))
     order = make_order(job.sft, tokens.row_ids.tolist())
@@ -45,12 +46,10 @@ def train_chunk(job: SftJob, base: Base, emit: Emit, ranks: Ranks = ALONE) -> di
         emit("plan", text=f"{plan} ({why})" if why else str(plan), pack_tokens=plan.pack_tokens,
              recompute=plan.recompute, resident=plan.resident)
         adapted = attach(model, job.lora, Path(job.start_adapter) if job.start_adapter else None)
-        on_gpu = base.compute.device.type == "cuda"
-        if on_gpu:
-            torch.cuda.reset_peak_memory_stats()
+        counts = parameter_counts(adapted)
         try:
-            outcome = run.finished or _train(job, base, adapted, tokens, run, plan)
-            outcome["peak_gib"] = torch.cuda.max_memory_allocated() / GIB if on_gpu else None
+            with peak_memory(base.compute) as peak:
+                outcome = run.finished or _train(job, base, adapted, tokens, run, plan)
         finally:
             adapted.unload()
         if not ranks.first:
@@ -59,7 +58,7 @@ def train_chunk(job: SftJob, base: Base, emit: Emit, ranks: Ranks = ALONE) -> di
             outcome["tensors"] = load_file(run.checkpoints.load(outcome["best_step"]).folder / WEIGHTS)
     save_adapter(outcome.pop("tensors"), job.lora, job.model.base, Path(job.output), towers(base.model.config))
     base.tokenizer.save_pretrained(job.output)
-    return {**outcome, "adapter_digest": adapter_digest(Path(job.output))}
+    return {**outcome, **counts, **peak, "adapter_digest": adapter_digest(Path(job.output))}
 
 
 def _train(job: SftJob, base: Base, adapted, tokens: Tokens, run: Run, plan: Plan) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 from typing import Any
 
 from mathtune.chain import Link
+from mathtune.figures import Interval
 from mathtune.run_record import RunRecord
 from mathtune.stages import evaluate as evaluation
 from mathtune.stages import judge as judging
+from mathtune.stages import probes as probing
 from mathtune.stages import report as reporting
 from mathtune.stages import submit as submission
 from mathtune.stages.judge import Decision
@@ -26,6 +28,12 @@ def judge(work: Workspace, base: dict[str, Any], parts: Artifact, link: Link, sc
     """A new link and its parent, scored → its place in the chain, or a rejection that stops the run."""
     return run_stage(work, f"judge {link.title}",
                      lambda: judging.judge(work, base, parts, link, scores, parent_scores, decision))
+
+
+@stage_task("probe {title}")
+def probe(work: Workspace, base: dict[str, Any], parts: Artifact, links: list[Link], title: str) -> list[Interval]:
+    """A link → its accuracy on fixed rows of every chunk that it grew from."""
+    return run_stage(work, f"probe {title}", lambda: probing.probe(work, base, parts, links))
 
 
 @stage_task("submit")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mathtune.adapters import attach, load_adapter, masters, reshape_for, restore_masters, save_adapter
+from mathtune.adapters import attach, load_adapter, masters, parameter_counts, reshape_for, restore_masters, save_adapter
 from mathtune.errors import ChainError, ModelError, TrainingError
 from mathtune.models import borrowed, load_base
 from mathtune.recipe import Hardware, Lora, Model
@@ -74,6 +74,19 @@ def test_an_evaluation_does_not_change_what_training_computes(base):
     logits(base.model)
     after = gradient()
     assert all(torch.equal(after[name], grad) and grad.abs().sum() > 0 for name, grad in before.items())
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
+def test_parameters_are_counted_as_weights_not_as_packed_bytes(tiny_base, tmp_path, quantization):
+    from safetensors.torch import load_file
+
+    base = load_base(Model(base=str(tiny_base), quantization=quantization), Hardware(device="cpu"), tmp_path)
+    lora, config = Lora(rank=4, targets=ATTENTION), base.model.config
+    kv = config.hidden_size * config.num_key_value_heads // config.num_attention_heads
+    added = 4 * config.num_hidden_layers * (2 * 2 * config.hidden_size + 2 * (config.hidden_size + kv))
+    weights = sum(tensor.numel() for tensor in load_file(tiny_base / "model.safetensors").values())
+    with attached(base, lora) as adapted:
+        assert parameter_counts(adapted) == {"trainable": added, "parameters": weights + added}
 
 
 def test_masters_are_held_to_be_the_files(base):

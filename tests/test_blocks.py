@@ -40,7 +40,7 @@ def test_every_deployment_names_a_flow_that_is_there():
     from prefect import Flow
 
     deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
-    assert len(deployments) == 4
+    assert len(deployments) == 5
     for deployment in deployments:
         module, _, name = deployment["entrypoint"].rpartition(".")
         flow = getattr(importlib.import_module(module), name)

@@ -83,7 +83,7 @@ def test_a_chain_that_is_not_there(command, tmp_path):
 def test_help_names_every_command(command):
     status, out, _ = command("--help")
     assert status == 0
-    for name in ("run", "train", "evaluate", "submit", "plan", "doctor", "chain"):
+    for name in ("run", "train", "evaluate", "submit", "plan", "doctor", "chain", "compare", "sweep"):
         assert name in out
 
 
@@ -217,7 +217,7 @@ def test_run_plan_chain(command, write_recipe, tmp_path):
     assert status == 0, err
     assert "95% interval" in out and str(tmp_path / "runs" / "small" / "report.html") in out
     status, out, _ = command("run", recipe)
-    assert status == 0 and out.count("(served)") == 11  # every stage but the look at the base
+    assert status == 0 and out.count("(served)") == 13  # every stage but the look at the base
     status, out, _ = command("plan", recipe)
     assert status == 0 and "to do" not in out and "tokens    " in out
     assert "step      16 examples: packs of up to" in out

@@ -383,3 +383,35 @@ def test_no_secret_is_left_anywhere(world, whole):
     assert {"events.jsonl", "engine.log", "report.html", "link.json", "prefect.db", "whole-0.log"} <= seen
     for name, secret in CANARIES.items():
         assert [str(path) for path in files if secret.encode() in path.read_bytes()] == [], name
+
+
+def test_trials_of_a_sweep_run_side_by_side_on_two_workers(world):
+    """The deployment as prefect.yaml has it; each worker takes one run at a time, and both are at work at once."""
+    changes = {"chunks": {"size": 32, "end": 32}, "storage": {"root": "store/side", "runs": "runs"}}
+    world.recipe("side", **changes, sft={"learning_rate": 1e-4, "examples_per_step": 16})
+    pair = {"name": "pair", "recipe": "side.yaml", "grid": {"lora.rank": [2, 4]}}
+    (world.folder / "sweep.yaml").write_text(yaml.safe_dump(pair))
+    environment = {**world.environment, "MATHTUNE_HOME": str(ROOT), "PREFECT_WORKER_QUERY_SECONDS": "1"}
+    with temporary_settings({PREFECT_API_URL: world.url}):
+        make_pool("gpu")
+    subprocess.run([sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--name", "trial"], check=True, cwd=ROOT,
+                   env=environment, capture_output=True, timeout=PATIENCE)
+    workers = [start(world.folder / f"worker-{i}.log", "prefect", "worker", "start", "--pool", "gpu", "--limit", "1",
+                     env=environment, start_new_session=True) for i in (1, 2)]
+    try:
+        sweep = start(world.folder / "sweep.log", "flows.cli", "sweep", "sweep.yaml", "--deployment", "pipeline/trial",
+                      cwd=world.folder, env=environment)
+        assert sweep.wait(2 * PATIENCE) == 0, (world.folder / "sweep.log").read_text()
+    finally:
+        for worker in workers:
+            with suppress(ProcessLookupError):
+                os.killpg(worker.pid, signal.SIGKILL)
+            worker.wait()
+    trials = json.loads((world.folder / "runs" / "pair" / "sweep.json").read_text())["trials"]
+    assert [(trial["name"], trial["state"], trial["accuracy"]["n"]) for trial in trials] == [
+        ("pair-rank2", "done", 60), ("pair-rank4", "done", 60)]
+    with temporary_settings({PREFECT_API_URL: world.url}), get_client(sync_client=True) as client:
+        names = FlowRunFilter(name=FlowRunFilterName(any_=["pair-rank2", "pair-rank4"]))
+        first, second = client.read_flow_runs(flow_run_filter=names, sort=FlowRunSort.START_TIME_ASC)
+    assert second.start_time < first.end_time
+    assert first.parent_task_run_id and second.parent_task_run_id  # the sweep's own page shows them

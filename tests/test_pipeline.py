@@ -13,6 +13,7 @@ import pytest
 from flows.parts import evaluate_chain, submit_link, train_range
 from flows.pipeline import pipeline
 from mathtune.chain import Chain
+from mathtune.comparison import compare_scores, read_scored
 from mathtune.engine_client import EngineClient
 from mathtune.errors import ChainError, RangeError, RejectedLink, TakenOver
 from mathtune.folders import LocalFolders
@@ -43,7 +44,7 @@ def test_a_verifier_from_source_to_report_and_again_from_what_is_there(recipe):
     first = stages(recipe, "first")
     assert list(first) == ["check-base", "download", "balance", "split", "leaks", "evaluate base", "train-chunk[0:96)",
                            "evaluate sft[0:96)", "judge sft[0:96)", "train-chunk[96:192)", "evaluate sft[96:192)",
-                           "judge sft[96:192)", "submit", "report"]
+                           "judge sft[96:192)", "submit", "probe sft[0:96)", "probe sft[96:192)", "report"]
     assert set(first.values()) == {"done"}
     folder = Path(recipe.storage.runs) / "small"
     for name in ("recipe.yaml", "manifest.json", "metrics.json", "predictions.parquet", "errors.jsonl", "submission.csv",
@@ -60,6 +61,10 @@ def test_a_verifier_from_source_to_report_and_again_from_what_is_there(recipe):
     assert [link.served for link in record.links] == [True, True]
     assert record.links[1].metrics.rows == 60 and record.base.rows == 60
     assert record.links[0].metrics.words.rows == 20
+    assert [[one.n for one in row] for row in record.forgetting.accuracy] == [[96], [96, 96]]  # all of chunks so short
+    assert 0 < record.links[0].trainable < 0.5 * record.links[0].parameters and record.links[1].peak_rss_gib > 0.1
+    with_base = compare_scores(read_scored("small:base", folder.parent), read_scored("small", folder.parent))
+    assert with_base.versus == record.versus_base and with_base.second.accuracy == record.links[1].metrics.accuracy
     assert result["record"]["links"][1]["adapter_digest"] == record.links[1].adapter_digest
 
     csv = pd.read_csv(folder / "submission.csv")

@@ -8,8 +8,11 @@ from pydantic import ValidationError
 from mathtune.errors import RecipeError
 from mathtune.recipe import Recipe
 from mathtune.recipe_file import dump_recipe, load_recipe, parse_recipe
+from mathtune.sweep import load_sweep
 
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+FILES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+SWEEPS = [path for path in FILES if "\ngrid:" in path.read_text()]
+RECIPES = [path for path in FILES if path not in SWEEPS]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -17,6 +20,13 @@ def test_every_recipe_that_ships_is_valid_and_reads_back_equal(path, tmp_path):
     recipe = load_recipe(path)
     (tmp_path / "again.yaml").write_text(dump_recipe(recipe))
     assert load_recipe(tmp_path / "again.yaml") == recipe
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_every_sweep_that_ships_is_valid(path):
+    assert len({trial.recipe.chain for trial in load_sweep(path).trials}) == 3
+    with pytest.raises(RecipeError, match="this is a sweep of recipes"):
+        load_recipe(path)
 
 
 def test_all_mistakes_are_reported_at_once_with_their_paths(recipe_values):

@@ -24,6 +24,9 @@ def test_a_chunk_learns_and_says_what_it_did(undisturbed):
     assert steps[-1]["loss"] < 0.8 * steps[0]["loss"]
     assert {"step", "loss", "learning_rate", "grad_norm", "tokens", "seconds"} <= steps[0].keys()
     assert [event["step"] for event in events.of("checkpoint")] == [2, 4, 6, 8, 10, 12]
+    tensors = load_file(Path(job.output) / "adapter_model.safetensors")
+    assert result["trainable"] == sum(tensor.numel() for tensor in tensors.values())
+    assert result["peak_gib"] is None and result["peak_rss_gib"] > 0.1  # torch alone takes more
 
 
 def test_masters_are_float32_and_finer_than_bfloat16(undisturbed):
@@ -188,6 +191,7 @@ def test_grpo_reports_reward_and_kl_and_saves_a_plain_adapter(refined, solver):
     before, after = (load_file(Path(folder) / "adapter_model.safetensors") for folder in (solver.output, job.output))
     assert any(not torch.equal(before[name], after[name]) for name in before if "lora_A" in name)
     assert len({step["reward"] for step in steps}) > 1
+    assert result["trainable"] == sum(tensor.numel() for tensor in after.values())
 
 
 @pytest.mark.slow

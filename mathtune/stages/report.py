@@ -8,11 +8,13 @@ from typing import Any
 from mathtune import __version__
 from mathtune.chain import Chain, Link
 from mathtune.digests import digest_value
+from mathtune.figures import Forgetting
 from mathtune.metrics import compare
 from mathtune.recipe_file import dump_recipe
 from mathtune.report.build import build_report
 from mathtune.run_record import LeftOut, LinkRecord, Redone, RunRecord, TrainingCurve
 from mathtune.stages import Outcome
+from mathtune.stages.compare import write_scores
 from mathtune.stages.evaluate import correct_rows, metrics_of, wrong_rows
 from mathtune.stages.leaks import read_pairs
 from mathtune.store import Artifact
@@ -22,7 +24,7 @@ COUNTS = ("examples", "tokens", "label_tokens", "shortened", "dropped", "left_ou
 
 
 def make_record(work: Workspace, links: list[Link], served: set[str], scores: dict[str, Artifact], base: dict[str, Any],
-                data: dict[str, Artifact], submission: dict[str, Any] | None) -> RunRecord:
+                data: dict[str, Artifact], submission: dict[str, Any] | None, forgetting: Forgetting | None) -> RunRecord:
     """The run as one record.
 
     Args:
@@ -32,6 +34,7 @@ def make_record(work: Workspace, links: list[Link], served: set[str], scores: di
         base: the result of ``inspect_base``.
         data: artifacts of the data stages by name; ``download`` and ``split`` among them.
         submission: facts of ``submit``.
+        forgetting: accuracy on rows of every chunk after each (``mathtune.stages.probes``).
     """
     parts, raw = data["split"], data["download"]
     verdicts = {entry.link.key: entry.verdict for entry in work.chain.entries()}
@@ -51,7 +54,7 @@ def make_record(work: Workspace, links: list[Link], served: set[str], scores: di
             redone=Redone.model_validate(link.result["redone"]), pack_tokens=link.result.get("pack_tokens"),
             micro_batch=link.result.get("micro_batch"), lengths=link.result.get("lengths"),
             trainable=link.result.get("trainable"), parameters=link.result.get("parameters"),
-            peak_gib=link.result.get("peak_gib")))
+            peak_gib=link.result.get("peak_gib"), peak_rss_gib=link.result.get("peak_rss_gib")))
     last = next((link.key for link in reversed(links) if link.key in correct), None)
     builtin = work.recipe.model.base.startswith("builtin:")
     return RunRecord(
@@ -61,6 +64,7 @@ def make_record(work: Workspace, links: list[Link], served: set[str], scores: di
         links=records, left_out=left_out(work.chain),
         exact=base["device"] == "cpu" or work.recipe.hardware.deterministic,
         versus_base=compare(correct[""], correct[last]) if last and "" in correct else None,
+        forgetting=forgetting,
         leaks=[pair for name in ("leaks", "prompt-leaks") if name in data for pair in read_pairs(data[name])],
         data={name: artifact.facts for name, artifact in data.items()}, submission=submission,
         versions={"mathtune": __version__, "python": platform.python_version(), **base["versions"]},
@@ -95,6 +99,7 @@ def report(work: Workspace, record: RunRecord, scores: dict[str, Artifact], data
     work.run.write("metrics.json", record.model_dump_json(indent=2) + "\n")
     work.run.write("errors.jsonl", "".join(json.dumps(error, ensure_ascii=False) + "\n" for error in errors))
     work.run.write_json("manifest.json", manifest(record, data))
+    write_scores(work, record, scores, parts)
     target = work.run.write("report.html", page.path("report.html").read_bytes())
     return Outcome(str(target), page.cached, str(target))
 

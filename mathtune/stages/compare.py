@@ -1,0 +1,62 @@
+"""Leaves in the run's folder what ``mathtune compare`` reads: the validation rows once, and small scores of base and links."""
+
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mathtune.comparison import FACTS, ROWS, SCORES, content_keys
+from mathtune.files import disk_errors
+from mathtune.run_record import RunRecord
+from mathtune.stages.evaluate import correct_rows
+from mathtune.stages.submit import parquet_bytes, same_bytes
+from mathtune.store import Artifact
+from mathtune.workspace import Workspace
+
+# What makes two rows the same row: a verifier judges all of it, a solver is asked the question alone.
+CONTENT = {"verifier": ["question", "answer", "solution", "is_correct"], "solver": ["question", "answer"]}
+SAID = {"verifier": ["prediction", "p_true"], "solver": ["given", "outcome"]}
+
+
+def write_scores(work: Workspace, record: RunRecord, scores: dict[str, Artifact], parts: Artifact) -> None:
+    """Writes ``validation.parquet`` and ``scores/``; scores of links that the chain no longer has are removed.
+
+    Args:
+        record: of the run: says which links there are.
+        scores: score artifacts on the validation rows by link key; ``""`` is the base's.
+        parts: the split.
+    """
+    task = work.recipe.task
+    scored = {"base": ("base", "")} | {f"link-{link.number}": (link_title(link), link.link_id) for link in record.links}
+    tables = {name: (title, scores[key]) for name, (title, key) in scored.items() if key in scores}
+    rows = pq.read_table(parts.path("validation.parquet")).slice(0, max(artifact_rows(one) for _, one in tables.values()))
+    keys = pa.array(content_keys(zip(*(rows[name].to_pylist() for name in CONTENT[task]), strict=True)))
+    shown = rows.select([name for name in ("row_id", "question", "answer", "is_correct") if name in rows.column_names])
+    files = {ROWS: parquet_bytes(shown.add_column(0, "key", keys))}
+    for name, (title, artifact) in tables.items():
+        facts = {"task": task, "title": title, "base": record.base_model}
+        files[f"{SCORES}/{name}.parquet"] = parquet_bytes(small_scores(work, artifact, parts, keys, facts))
+    for name, data in files.items():
+        if not same_bytes(work.run.path / name, data):
+            work.run.write(name, data)
+    with disk_errors(work.run.path):
+        for path in work.run.path.glob(f"{SCORES}/*.parquet"):
+            if f"{SCORES}/{path.name}" not in files:
+                path.unlink()
+
+
+def small_scores(work: Workspace, artifact: Artifact, parts: Artifact, keys: pa.Array, facts: dict[str, Any]) -> pa.Table:
+    """``key``, ``row_id``, ``correct`` and what was said in a word or number, by row."""
+    table = pq.read_table(artifact.path("scores.parquet"), columns=["row_id", *SAID[work.recipe.task]])
+    table = table.add_column(1, "correct", pa.array(correct_rows(work, artifact, parts)))
+    return table.add_column(0, "key", keys.slice(0, len(table))).replace_schema_metadata({FACTS: json.dumps(facts)})
+
+
+def artifact_rows(scores: Artifact) -> int:
+    return pq.read_metadata(scores.path("scores.parquet")).num_rows
+
+
+def link_title(link) -> str:
+    """``sft[0:1200)`` or ``grpo``."""
+    return f"sft[{link.start}:{link.end})" if link.start is not None else link.kind
