@@ -45,6 +45,6 @@ def counts(examples: Examples, limit: int) -> dict[str, Any]:
     tokens = [len(ids) for ids in examples.input_ids]
     width = -(-limit // LENGTH_BINS)
     edges = np.arange(0, limit + width, width) + 1  # a bin holds lengths of [edge, next edge): the last one the limit itself
-    return {"examples": len(examples.row_ids), "tokens": sum(tokens), "label_tokens": sum(tokens) - sum(examples.prompt_lengths),
+    return {"examples": len(tokens), "tokens": sum(tokens), "label_tokens": sum(tokens) - sum(examples.prompt_lengths),
             "shortened": examples.shortened, "dropped": examples.dropped,
             "lengths": {"edges": edges.tolist(), "counts": np.histogram(tokens, edges)[0].tolist(), "limit": limit}}

@@ -12,7 +12,7 @@ _COLOURS = {"base": MUTED, "sft": ACCENT, "grpo": SECOND}
 _LABELLED = 8  # so many points have their figure beside them
 
 
-def accuracy_chart(record: RunRecord, width: int = 520, height: int = 320) -> Chart | None:
+def accuracy_chart(record: RunRecord, width: int = 440, height: int = 300) -> Chart | None:
     """Accuracy of the base and after each link over the band of its 95% intervals, and the majority baseline.
 
     None without figures.
@@ -73,7 +73,7 @@ def lengths_of(links: list[LinkRecord]) -> Lengths | None:
     return counted[-1].model_copy(update={"counts": np.sum(alike, axis=0).tolist()})
 
 
-def lengths_chart(links: list[LinkRecord], width: int = 520, height: int = 250) -> Chart | None:
+def lengths_chart(links: list[LinkRecord], width: int = 440, height: int = 230) -> Chart | None:
     """Examples by their tokens, against the limit. None where they were not counted."""
     lengths = lengths_of(links)
     if lengths is None or not sum(lengths.counts):

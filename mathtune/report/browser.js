@@ -2,7 +2,7 @@
 // A view has an address: #errors?kind=…&q=…&sort=…&SLICE=VALUE. Without this script a plain list is in its place.
 "use strict";
 (() => {
-  const PAGE = 50;
+  const PAGE = 25;
   const data = JSON.parse(document.getElementById("wrong-answers").textContent);
   const form = document.getElementById("filters");
   const list = document.getElementById("found");

@@ -17,7 +17,7 @@ from mathtune.files import write_atomically
 from mathtune.report import tables, words
 from mathtune.report.accuracy_charts import lengths_of
 from mathtune.report.pictures import NARROW, charts_of, training_charts
-from mathtune.report.wrong_answers import LISTED, WrongAnswers, prepare
+from mathtune.report.wrong_answers import WrongAnswers, prepare
 from mathtune.run_record import LinkRecord, RunRecord
 
 # Sections of the page: template in parts/ and id, title, short title for the table of contents. One that renders to
@@ -51,7 +51,8 @@ def build_report(record: RunRecord, errors: list[dict[str, Any]], recipe_yaml: s
     """
     environment = _environment()
     script = (_FOLDER / "browser.js").read_text()
-    values = _values(record, prepare(errors)) | {"recipe": recipe_yaml}
+    last = words.last_evaluated(record)
+    values = _values(record, last, prepare(errors, last.metrics.slices if last else [])) | {"recipe": recipe_yaml}
     sections = [(name, title, short, Markup(body)) for name, title, short in SECTIONS
                 if (body := environment.get_template(f"parts/{name}.html.j2").render(values).strip())]
     page = environment.get_template("template.html.j2").render(
@@ -66,17 +67,16 @@ def _environment() -> Environment:
     environment = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined,
                               trim_blocks=True, lstrip_blocks=True)
     environment.globals |= {"words": words, "tables": tables, "zip": zip}
-    shown = (words.percent, words.bounds, words.points, words.p_value, words.loss, words.number, words.label,
+    shown = (words.percent, words.bounds, words.points, words.p_value, words.loss, words.score, words.number, words.label,
              words.duration, words.link_range, words.link_title)
     environment.filters |= {filter.__name__: filter for filter in shown} | {"progress": _progress}
     return environment
 
 
-def _values(record: RunRecord, wrong: WrongAnswers) -> dict[str, Any]:
+def _values(record: RunRecord, last: LinkRecord | None, wrong: WrongAnswers) -> dict[str, Any]:
     """What the templates speak of."""
-    last = words.last_evaluated(record)
     return {"record": record, "verdict": words.verdict(record), "last": last, "metrics": last.metrics if last else None,
-            "wrong": wrong, "wrong_data": Markup(wrong.data), "LISTED": LISTED, "incidents": _incidents(record),
+            "wrong": wrong, "wrong_data": Markup(wrong.data), "incidents": _incidents(record),
             "pictures": _pictures(record), "lengths": lengths_of(record.links), "loading": _loading(record)}
 
 

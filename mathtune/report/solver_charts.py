@@ -8,7 +8,7 @@ from mathtune.report.charts import ACCENT, MUTED, SECOND, Chart, mark, percent_a
 from mathtune.report.words import percent
 
 
-def samples_chart(samples: SampleMetrics, greedy: Interval, width: int = 520, height: int = 320) -> Chart:
+def samples_chart(samples: SampleMetrics, greedy: Interval, width: int = 440, height: int = 300) -> Chart:
     """pass@k and majority@k over k with their 95% bands, and the greedy completion's accuracy on all rows."""
 
     def draw(axes: np.ndarray) -> None:

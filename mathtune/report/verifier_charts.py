@@ -31,7 +31,8 @@ def reliability_chart(calibration: Calibration) -> Chart | None:
         ax.set_ylabel("of these, right answers")
 
     said = ", ".join(f"{percent(one.confidence)} {percent(one.true_share.value)}" for one in bins)
-    return Chart("reliability", "Reliability", f"Share of right answers over the mean P(True) of each bin: {said}", *_SIZE, draw)
+    return Chart("reliability", "Reliability", f"Share of right answers over the mean P(True) of each bin: {said}", *_SIZE,
+                 draw)
 
 
 def threshold_chart(calibration: Calibration) -> Chart | None:

@@ -21,10 +21,15 @@ def bounds(interval: Interval) -> str:
 
 
 def loss(value: float | None) -> str:
-    """A loss or an F1 to three decimals, three significant digits below 0.1."""
+    """A loss or a reward to three decimals, three significant digits below 0.1."""
     if value is None or math.isnan(value):
         return UNDEFINED
     return _minus(f"{value:.3f}" if abs(value) >= 0.1 or value == 0 else f"{value:.3g}")
+
+
+def score(value: float) -> str:
+    """A figure between 0 and 1 that is no share of rows, to three decimals: ``0.094``."""
+    return UNDEFINED if math.isnan(value) else _minus(f"{value:.3f}")
 
 
 def points(comparison: Comparison) -> str:
@@ -146,7 +151,7 @@ def submitted(record: RunRecord) -> str | None:
         return f"{sentence}."
     calibration = link.metrics.calibration
     known = calibration.true_share if calibration and "threshold" in facts else link.metrics.true_share
-    return f"{sentence}, of the validation rows {percent(known.value)} ({bounds(known)}, n = {known.n:,})."
+    return f"{sentence}, of the validation rows {percent(known.value)} ({bounds(known)}, n = {known.n:,})."
 
 
 def last_evaluated(record: RunRecord) -> LinkRecord | None:

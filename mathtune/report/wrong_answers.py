@@ -7,10 +7,11 @@ line), ``slices`` (a value for each of ``slices``, or null) and ``texts`` (one f
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from mathtune.figures import Slice
 from mathtune.report.words import cut
 
 PAGE_BYTES = 2_000_000  # of JSON: the page opens from a mail
@@ -40,10 +41,16 @@ class WrongAnswers:
     data: str
 
 
-def prepare(errors: list[dict[str, Any]]) -> WrongAnswers:
-    """Wrong answers of a verifier or a solver (see ``build_report``), as many as the page has room for."""
+def prepare(errors: list[dict[str, Any]], slices: list[Slice]) -> WrongAnswers:
+    """Wrong answers of a verifier or a solver (see ``build_report``), as many as the page has room for.
+
+    Args:
+        errors: all, worst first.
+        slices: of the metrics: their order is that of the filters.
+    """
     titles = _VERIFIER if errors and "p_true" in errors[0] else _SOLVER
-    divisions = sorted({by for error in errors for by in error.get("slices") or {}})
+    order = {(one.by, one.value): place for place, one in enumerate(slices)}
+    divisions = list(dict.fromkeys([*(one.by for one in slices), *(by for one in errors for by in one.get("slices") or {})]))
     rows, room = [], PAGE_BYTES
     for error in errors:
         row = _row(error, titles, divisions)
@@ -52,13 +59,16 @@ def prepare(errors: list[dict[str, Any]]) -> WrongAnswers:
             break
         rows.append(row)
     data = _json({"slices": divisions, "fields": titles, "rows": rows})
-    counts = {by: _counts(row["slices"][i] for row in rows if row["slices"][i] is not None) for i, by in enumerate(divisions)}
+    counts = {by: _counts([row["slices"][i] for row in rows], lambda value, by=by: order.get((by, value), len(order)))
+              for i, by in enumerate(divisions)}
     listed = [row | {"fields": dict(zip(titles.values(), row["texts"], strict=True))} for row in rows[:LISTED]]
-    return WrongAnswers(len(errors), len(rows), _counts(row["kind"] for row in rows), counts, listed, data)
+    return WrongAnswers(count=len(errors), held=len(rows), kinds=_counts([row["kind"] for row in rows]),
+                        divisions={by: values for by, values in counts.items() if values}, listed=listed, data=data)
 
 
-def _counts(values: Iterable[str]) -> dict[str, int]:
-    return dict(sorted(Counter(values).items()))
+def _counts(values: list[str | None], order: Callable[[str], Any] = str) -> dict[str, int]:
+    counts = Counter(value for value in values if value is not None)
+    return {value: counts[value] for value in sorted(counts, key=order)}
 
 
 def kind_of(error: dict[str, Any]) -> str:
@@ -73,7 +83,8 @@ def kind_of(error: dict[str, Any]) -> str:
 def _row(error: dict[str, Any], titles: dict[str, str], divisions: list[str]) -> dict[str, Any]:
     slices = error.get("slices") or {}
     row = {"id": error["row_id"], "kind": kind_of(error), "told": _told(error),
-           "slices": [None if slices.get(by) is None else str(slices[by]) for by in divisions], "texts": [cut(error[name]) for name in titles]}
+           "slices": [None if slices.get(by) is None else str(slices[by]) for by in divisions],
+           "texts": [cut(error[name]) for name in titles]}
     if "p_true" in error:
         row |= {"p": round(error["p_true"], 4), "sure": round(abs(2 * error["p_true"] - 1), 4)}
     return row
