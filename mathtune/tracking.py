@@ -8,12 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mathtune.events import Emit
-from mathtune.figures import Interval, SolverMetrics, VerifierMetrics
 from mathtune.recipe import Tracking
-from mathtune.report import words
 from mathtune.run_record import RunRecord
-
-SHARES = ("accuracy", "precision", "recall", "f1", "roc_auc", "brier", "calibration_error", "true_share", "strict", "flexible")
 
 
 def begin_run(emit: Emit, what: str, **options: Any):
@@ -35,12 +31,13 @@ def begin_run(emit: Emit, what: str, **options: Any):
         return offline
 
 
-def log_report(tracking: Tracking, record: RunRecord, pictures: dict[str, Path], emit: Emit) -> None:
+def log_report(tracking: Tracking, record: RunRecord, figures: dict[str, Any], pictures: dict[str, Path], emit: Emit) -> None:
     """Logs the report's pictures and key figures as a W&B run of job type "report"; offline without WANDB_API_KEY.
 
     Args:
         tracking: where to.
-        record: the run's figures.
+        record: the run's record.
+        figures: the run's summary there.
         pictures: PNG files by title.
         emit: hears where it is kept if W&B is away.
     """
@@ -52,23 +49,6 @@ def log_report(tracking: Tracking, record: RunRecord, pictures: dict[str, Path],
                     group=tracking.group, name=f"{tracking.name or record.name} report", job_type="report",
                     mode=None if os.environ.get("WANDB_API_KEY") else "offline", settings=wandb.Settings(**timeouts),
                     config={"chain": record.chain, "task": record.task, "base_model": record.base_model})
-    run.log({title: wandb.Image(str(path), caption=title) for title, path in pictures.items()})
-    run.summary.update(key_figures(record))
+    run.log({f"report/{path.stem}": wandb.Image(str(path), caption=title) for title, path in pictures.items()})
+    run.summary.update(figures)
     run.finish()
-
-
-def key_figures(record: RunRecord) -> dict[str, Any]:
-    """The figures of the last evaluated link, each with ``_low``, ``_high`` and ``_n``, and the verdict in words."""
-    figures: dict[str, Any] = {"verdict": words.verdict(record)}
-    last = words.last_evaluated(record)
-    metrics: VerifierMetrics | SolverMetrics | None = last.metrics if last else None
-    for name in SHARES:
-        if (interval := getattr(metrics, name, None)) is not None and interval.n:
-            figures |= _dumped(name, interval)
-    if record.versus_base and record.versus_base.n:
-        figures |= _dumped("versus_base", record.versus_base.difference) | {"versus_base_p": record.versus_base.p}
-    return figures
-
-
-def _dumped(name: str, interval: Interval) -> dict[str, Any]:
-    return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high, f"{name}_n": interval.n}

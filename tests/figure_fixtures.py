@@ -88,7 +88,7 @@ def lengths(seed: int, limit: int = 512) -> Lengths:
 
 def forgetting(links: list[int], chunks: int) -> Forgetting:
     """Every chunk loses a little with each later one."""
-    rows = [[interval(round(200 * (0.93 - 0.025 * (place - chunk))), 200) for chunk in range(min(place + 1, chunks))]
+    rows = [[interval(round(200 * max(0.5, 0.93 - 0.025 * (place - chunk))), 200) for chunk in range(min(place + 1, chunks))]
             for place in range(len(links))]
     titles = [f"[{20_000 * i}:{20_000 * (i + 1)})" for i in range(chunks)]
     return Forgetting(rows=200, chunks=titles, links=links, accuracy=rows)

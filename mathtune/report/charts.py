@@ -6,21 +6,17 @@ is drawn (``training_charts``, ``accuracy_charts``, ``verifier_charts``, ``solve
 """
 
 import io
-import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 
 import numpy as np
-
-# Without a writable home matplotlib warns of a temporary folder, and on its first run of a font cache: noise here.
-logging.getLogger("matplotlib").setLevel(logging.ERROR)
-from cycler import cycler  # noqa: E402
-from matplotlib import rc_context  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.ticker import FuncFormatter, MaxNLocator  # noqa: E402
+from cycler import cycler
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 INK, MUTED, LINE, ACCENT, SECOND, PAPER = (f"C{i}" for i in range(6))
 _VARIABLES = ("currentColor", "var(--muted)", "var(--line)", "var(--accent)", "var(--second)", "var(--paper)")
@@ -35,6 +31,7 @@ _STYLE = {
     "lines.solid_capstyle": "round", "legend.frameon": False, "legend.fontsize": 10.5,
 }
 PNG_SCALE = 2  # pixels of a PNG for one of the page
+_PNG_MARGIN = 10  # of these
 
 
 @dataclass(frozen=True)
@@ -71,6 +68,7 @@ class Chart:
             buffer = io.BytesIO()
             figure = self._figure()
             figure.patch.set_alpha(1)
+            figure.get_layout_engine().set(w_pad=_PNG_MARGIN / 72, h_pad=_PNG_MARGIN / 72)
             figure.savefig(buffer, format="png", dpi=72 * PNG_SCALE, metadata={"Software": None})
         return buffer.getvalue()
 

@@ -49,7 +49,7 @@ def link_rows(record: RunRecord) -> list[dict[str, str]]:
                      "accuracy": figure(link.metrics.accuracy) if link.metrics else words.UNDEFINED,
                      "n": f"{link.metrics.accuracy.n:,}" if link.metrics else "",
                      "points vs. parent": words.points(versus) if versus else words.UNDEFINED,
-                     "p": words.p_value(versus.p) if versus else words.UNDEFINED, "adapter": link.adapter_digest[:12]})
+                     "p": words.p_value(versus.p) if versus else words.UNDEFINED, "adapter": link.adapter_digest[:8]})
     return rows
 
 

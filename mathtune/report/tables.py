@@ -1,11 +1,16 @@
-"""The figures behind the page's HTML tables: slices by what divides them, and the stretch of an axis of shares."""
+"""The figures behind the page's HTML tables, the stretch of an axis of shares, and the key figures as plain values."""
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from mathtune.figures import Forgetting, Interval, LeakPair, Slice, SolverMetrics
+from mathtune.report import words
 from mathtune.run_record import RunRecord
+
+_KEY_FIGURES = ("accuracy", "precision", "recall", "f1", "roc_auc", "brier", "calibration_error", "true_share", "strict",
+                "flexible")
 
 
 @dataclass(frozen=True)
@@ -56,3 +61,20 @@ def forgetting_rows(forgetting: Forgetting, record: RunRecord) -> list[tuple[str
 def exact_leaks(leaks: list[LeakPair]) -> list[LeakPair]:
     """The pairs of parts that share a question word for word."""
     return [pair for pair in leaks if pair.exact]
+
+
+def key_figures(record: RunRecord) -> dict[str, Any]:
+    """The figures of the last evaluated link, each with ``_low``, ``_high`` and ``_n``, and the verdict in words."""
+    figures: dict[str, Any] = {"verdict": words.verdict(record)}
+    last = words.last_evaluated(record)
+    metrics = last.metrics if last else None
+    for name in _KEY_FIGURES:
+        if (interval := getattr(metrics, name, None)) is not None and interval.n:
+            figures |= _dumped(name, interval)
+    if record.versus_base and record.versus_base.n:
+        figures |= _dumped("versus_base", record.versus_base.difference) | {"versus_base_p": record.versus_base.p}
+    return figures
+
+
+def _dumped(name: str, interval: Interval) -> dict[str, Any]:
+    return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high, f"{name}_n": interval.n}

@@ -15,6 +15,7 @@ from mathtune.recipe_file import dump_recipe
 from mathtune.report.build import build_report
 from mathtune.report.markdown import run_markdown
 from mathtune.report.pictures import charts_of
+from mathtune.report.tables import key_figures
 from mathtune.run_record import LeftOut, LinkRecord, Redone, RunRecord, TrainingCurve
 from mathtune.stages import Outcome
 from mathtune.stages.evaluate import correct_rows, metrics_of, wrong_rows
@@ -113,7 +114,7 @@ def report(work: Workspace, record: RunRecord, scores: dict[str, Artifact], data
     target = work.run.write("report.html", page.path("report.html").read_bytes())
     if work.recipe.tracking and not page.cached:
         pictures = {title: page.path(name) for title, name in page.facts["pictures"].items()}
-        log_report(work.recipe.tracking, record, pictures, work.emit)
+        log_report(work.recipe.tracking, record, key_figures(record), pictures, work.emit)
     return Outcome(Report(str(target), page.path("report.md").read_text()), page.cached, str(target))
 
 
