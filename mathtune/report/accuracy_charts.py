@@ -49,7 +49,7 @@ def accuracy_chart(record: RunRecord, width: int = 440, height: int = 300) -> Ch
 
 def _draw_band(ax: Axes, accuracies: list[Interval]) -> None:
     places = np.arange(len(accuracies))
-    ax.fill_between(places, [one.low for one in accuracies], [one.high for one in accuracies], color=ACCENT, alpha=0.16,
+    ax.fill_between(places, [one.low for one in accuracies], [one.high for one in accuracies], color=ACCENT, alpha=0.2,
                     linewidth=0, zorder=2)
     ax.plot(places, [one.value for one in accuracies], color=ACCENT, linewidth=1.8, zorder=3)
 

@@ -66,7 +66,7 @@ def build_report(record: RunRecord, errors: list[dict[str, Any]], recipe_yaml: s
 def _environment() -> Environment:
     environment = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined,
                               trim_blocks=True, lstrip_blocks=True)
-    environment.globals |= {"words": words, "tables": tables, "zip": zip}
+    environment.globals |= {"words": words, "tables": tables}
     shown = (words.percent, words.bounds, words.points, words.p_value, words.loss, words.score, words.number, words.label,
              words.duration, words.link_range, words.link_title)
     environment.filters |= {filter.__name__: filter for filter in shown} | {"progress": _progress}

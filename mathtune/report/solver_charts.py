@@ -16,7 +16,7 @@ def samples_chart(samples: SampleMetrics, greedy: Interval, width: int = 440, he
         for name, figures, colour, marker, dashes in (("pass@k", samples.pass_at, ACCENT, "o", "-"),
                                                       ("majority@k", samples.majority_at, SECOND, "s", "--")):
             ks = sorted(figures)
-            ax.fill_between(ks, [figures[k].low for k in ks], [figures[k].high for k in ks], color=colour, alpha=0.16,
+            ax.fill_between(ks, [figures[k].low for k in ks], [figures[k].high for k in ks], color=colour, alpha=0.18,
                             linewidth=0)
             ax.plot(ks, [figures[k].value for k in ks], dashes, color=colour, marker=marker, markersize=5.5, linewidth=1.8,
                     label=name)
