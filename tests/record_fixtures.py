@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from mathtune.digests import digest_value
-from mathtune.metrics import compare, solver_metrics, verifier_metrics
+from mathtune.metrics import compare, interval, solver_metrics, verifier_metrics
 from mathtune.run_record import EvalStep, LinkRecord, RunRecord, Step, TrainingCurve
 from mathtune.schemas import SOLUTIONS, VERDICTS
 from tests.figure_fixtures import calibration, forgetting, histogram, leaks, lengths, samples, slices
@@ -91,7 +91,7 @@ def verifier_record(chunks: int = 3, rows: int = 1000, base: bool = True, words:
               "balance": {"found": {"true": 400_012, "false": 599_988}, "kept": {"true": 400_000, "false": 400_000}},
               "split": {"validation": rows, "pool": 798_112, "set_aside": 888, "questions": 741,
                         "classes": {"validation": {"true": 500, "false": 500}}}},
-        submission={"rows": 10_000, "share_true": 0.4127, "sha256": digest_value("csv"),
+        submission={"rows": 10_000, "true_share": 0.4127, "sha256": digest_value("csv"),
                     "adapter": digest_value(chunks)},
         versions={"torch": "2.13.0", "transformers": "5.23.0", "trl": "1.16.0", "peft": "0.21.2"},
         pins={"base": digest_value("base"), "tokenizer": digest_value("tokenizer"), "pool": digest_value("pool")},
@@ -127,7 +127,10 @@ def full_verifier(chunks: int = 3, rows: int = 2000) -> RunRecord:
     links[-1] = links[-1].model_copy(update={"metrics": links[-1].metrics.model_copy(update=figures)})
     return record.model_copy(update={
         "links": links, "forgetting": forgetting([link.number for link in links], chunks), "leaks": leaks(exact=3),
-        "submission": record.submission | {"threshold": 0.437, "temperature": 1.62}})
+        "submission": record.submission | {
+            "threshold": 0.437, "temperature": 1.62, "true_share": interval(4127, 10_000).model_dump(mode="json"),
+            "validation_true_share": interval(962, 2000).model_dump(mode="json"),
+            "notices": ["A share of True far from the validation's: are these rows like those?"]}})
 
 
 def full_solver(rows: int = 500) -> RunRecord:

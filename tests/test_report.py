@@ -98,8 +98,8 @@ def test_a_verifiers_report_says_what_came_of_it(tmp_path):
     assert verdict(record) in outline.text
     assert "name: nyu-verifier # <recipe>" in outline.text
     assert page.count("<svg") == 3  # accuracy, training wide and narrow
-    for needed in ("malformed", "says right", "judged wrong", "served from chain", "The first 50 of 60",
-                   "set aside 888", "share true 41.3%", "40,000–60,000", "2.13.0", record.pins["pool"],
+    for needed in ("malformed", "says right", "judged wrong", "served from chain", "50 of 60",
+                   "set aside 888", "true share 41.3%", "40,000–60,000", "2.13.0", record.pins["pool"],
                    "PeftModel.from_pretrained", f"always the same verdict: {last.metrics.majority:.1%}",
                    last.adapter_digest[:8]):
         assert needed in outline.text
@@ -192,8 +192,8 @@ def test_the_whole_verifiers_report_shows_every_part(tmp_path):
                    "19 rows gained, 7 lost; p = 0.029", "0.094 0.085–0.103", "By generator", "175B verification",
                    "n = 1,000 · 50.0% True", "lost the middle of their prompt", "share trained 0.5%", "peak memory 23.4 GiB",
                    "after chunk 3", "Leak: 3 of 10,000 questions of validation stand word for word in training pool",
-                   "similarity 0.86", "What is 12 + 30?", "Of the test rows 41.3% are judged True, of the validation rows "
-                   "48.1%", "The first 50 of 300"):
+                   "similarity 0.86", "What is 12 + 30?", "Of the test rows 41.3% (40.3–42.2, n = 10,000) are judged True, of the "
+                   "validation rows 48.1%", "A share of True far from", "50 of 300"):
         assert needed in outline.text, needed
     assert "#errors?kind=false+positive" in outline.value("href")
     assert "#errors?answer%20type=fraction" in outline.value("href")
@@ -225,8 +225,10 @@ def test_more_wrong_answers_than_a_page_holds(tmp_path):
     errors = [error | {"solution": "<&" * 1500} for error in verifier_errors(400)]
     page = page_of(tmp_path, verifier_record(), errors)
     outline = Outline(page)
-    held = len(json.loads(outline.scripts[0])["rows"])
-    assert 50 < held < 400 and f"of 400 in all the first {held} are in this page" in outline.text
+    rows = json.loads(outline.scripts[0])["rows"]
+    held = len(rows)
+    assert 50 < held < 400 and f"of 400 in all {held} are in this page" in outline.text
+    assert abs(2 * sum(row["kind"] == "false positive" for row in rows) - held) <= 1
     assert len(page.encode()) < PAGE_BYTES + 1_500_000
 
 

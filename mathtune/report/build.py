@@ -43,8 +43,8 @@ def build_report(record: RunRecord, errors: list[dict[str, Any]], recipe_yaml: s
 
     Args:
         record: the run's figures.
-        errors: wrong answers of the last evaluated link, worst first; as many as fit into 2 MB are in the page. All have
-            ``row_id``, ``question`` and, if known, ``kind`` and ``slices`` (value by what divides the rows). Verifier:
+        errors: wrong answers of the last evaluated link, those of a kind worst first; as many as fit into 2 MB are shown.
+            All have ``row_id``, ``question`` and, if known, ``kind`` and ``slices`` (value by what divides the rows). Verifier:
             ``answer``, ``solution``, ``label``, ``p_true``. Solver: ``gold``, ``given``, ``completion``, ``finished``.
         recipe_yaml: the resolved recipe, as text.
         out: the HTML file.

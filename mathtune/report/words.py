@@ -120,6 +120,11 @@ def link_title(link: LinkRecord) -> str:
     return f"{'Chunk' if link.kind == 'sft' else 'GRPO'} {link.number}"
 
 
+def without(facts: dict[str, Any], key: str) -> dict[str, Any]:
+    """The facts but one, which is shown elsewhere."""
+    return {name: value for name, value in facts.items() if name != key}
+
+
 def link_facts(link: LinkRecord) -> dict[str, Any]:
     """The small facts of a link that have no column in the table of links."""
     facts = {**link.facts, "trained_parameters": link.trainable, "parameters": link.parameters}
@@ -142,16 +147,22 @@ def overlong(record: RunRecord) -> str:
 def submitted(record: RunRecord) -> str | None:
     """The submission's share of True beside the validation's; None without a submission."""
     facts = record.submission or {}
-    share = facts.get("true_share", facts.get("share_true"))
-    link = last_evaluated(record)
-    if share is None:
+    if "true_share" not in facts:
         return None
-    sentence = f"Of the test rows {percent(share)} are judged True"
-    if link is None or not isinstance(link.metrics, VerifierMetrics):
-        return f"{sentence}."
-    calibration = link.metrics.calibration
-    known = calibration.true_share if calibration and "threshold" in facts else link.metrics.true_share
-    return f"{sentence}, of the validation rows {percent(known.value)} ({bounds(known)}, n = {known.n:,})."
+    link = last_evaluated(record)
+    known = facts.get("validation_true_share")
+    if known is None and link and isinstance(link.metrics, VerifierMetrics):
+        known = link.metrics.true_share.model_dump(mode="json")
+    beside = f", of the validation rows {_with_bounds(known)}" if known else ""
+    return f"Of the test rows {_with_bounds(facts['true_share'])} are judged True{beside}."
+
+
+def _with_bounds(share: float | dict[str, Any]) -> str:
+    """A share, or a dumped interval with its ends and n."""
+    if not isinstance(share, dict):
+        return percent(share)
+    interval = Interval.model_validate(share)
+    return f"{percent(interval.value)} ({bounds(interval)}, n = {interval.n:,})"
 
 
 def last_evaluated(record: RunRecord) -> LinkRecord | None:

@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from mathtune.figures import Slice
@@ -26,7 +27,7 @@ class WrongAnswers:
 
     Attributes:
         count: how many there are in all.
-        held: how many the page holds; the first ones.
+        held: how many the page holds.
         kinds: how many of each kind, of those that the page holds.
         divisions: the same of each slice's values, by what divides them.
         listed: the first ``LISTED``, each as a row of the module's JSON with ``fields`` for its texts.
@@ -42,17 +43,17 @@ class WrongAnswers:
 
 
 def prepare(errors: list[dict[str, Any]], slices: list[Slice]) -> WrongAnswers:
-    """Wrong answers of a verifier or a solver (see ``build_report``), as many as the page has room for.
+    """Wrong answers of a verifier or a solver (see ``build_report``), as many of every kind as the page has room for.
 
     Args:
-        errors: all, worst first.
+        errors: all; those of a kind worst first.
         slices: of the metrics: their order is that of the filters.
     """
     titles = _VERIFIER if errors and "p_true" in errors[0] else _SOLVER
     order = {(one.by, one.value): place for place, one in enumerate(slices)}
     divisions = list(dict.fromkeys([*(one.by for one in slices), *(by for one in errors for by in one.get("slices") or {})]))
     rows, room = [], PAGE_BYTES
-    for error in errors:
+    for error in _alternated(errors):
         row = _row(error, titles, divisions)
         room -= len(_json(row).encode("utf-8", "replace")) + 1
         if room < 0:
@@ -64,6 +65,14 @@ def prepare(errors: list[dict[str, Any]], slices: list[Slice]) -> WrongAnswers:
     listed = [row | {"fields": dict(zip(titles.values(), row["texts"], strict=True))} for row in rows[:LISTED]]
     return WrongAnswers(count=len(errors), held=len(rows), kinds=_counts([row["kind"] for row in rows]),
                         divisions={by: values for by, values in counts.items() if values}, listed=listed, data=data)
+
+
+def _alternated(errors: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One of each kind after the other, so that a kind with many does not take the room of the others."""
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for error in errors:
+        kinds.setdefault(kind_of(error), []).append(error)
+    return [error for turn in zip_longest(*kinds.values()) for error in turn if error is not None]
 
 
 def _counts(values: list[str | None], order: Callable[[str], Any] = str) -> dict[str, int]:
