@@ -192,7 +192,8 @@ def test_the_whole_verifiers_report_shows_every_part(tmp_path):
                    "19 rows gained, 7 lost; p = 0.029", "0.094 0.085–0.103", "By generator", "175B verification",
                    "n = 1,000 · 50.0% True", "lost the middle of their prompt", "share trained 0.5%", "peak memory 23.4 GiB",
                    "after chunk 3", "Leak: 3 of 10,000 questions of validation stand word for word in training pool",
-                   "similarity 0.86", "What is 12 + 30?", "Of the test rows 41.3% (40.3–42.2, n = 10,000) are judged True, of the "
+                   "similarity 0.86", "What is 12 + 30?",
+                   "Of the test rows 41.3% (40.3–42.2, n = 10,000) are judged True, of the "
                    "validation rows 48.1%", "A share of True far from", "50 of 300"):
         assert needed in outline.text, needed
     assert "#errors?kind=false+positive" in outline.value("href")
