@@ -10,7 +10,10 @@ _SIZE = (360, 320)
 
 
 def reliability_chart(calibration: Calibration) -> Chart | None:
-    """Share of right answers over the calibrated P(True), with 95% intervals and larger dots for more rows. None where every bin is empty."""
+    """Share of right answers over the calibrated P(True), with 95% intervals and larger dots for more rows.
+
+    None where every bin is empty.
+    """
     bins = [one for one in calibration.bins if one.true_share.n]
     if not bins:
         return None
@@ -21,7 +24,7 @@ def reliability_chart(calibration: Calibration) -> Chart | None:
         ax.vlines([one.confidence for one in bins], [one.true_share.low for one in bins], [one.true_share.high for one in bins],
                   color=ACCENT, linewidth=2, alpha=0.55)
         rows = np.array([one.true_share.n for one in bins])
-        ax.scatter([one.confidence for one in bins], [one.true_share.value for one in bins], 16 + 110 * rows / rows.max(),
+        ax.scatter([one.confidence for one in bins], [one.true_share.value for one in bins], 24 + 130 * rows / rows.max(),
                    color=ACCENT, edgecolor=PAPER, linewidth=1, zorder=3)
         mark(ax, "perfectly calibrated", (0.6, 0.6), (4, -4), va="top", rotation=42, rotation_mode="anchor", fontsize=9.5)
         ax.set_xlim(-0.02, 1.02)
