@@ -1,6 +1,9 @@
 """Rows to a file of token ids, made before a training and kept for every one after it. Loads no weights."""
 
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from mathtune.errors import DataError
 from mathtune.jobs import TokeniseJob
@@ -9,8 +12,10 @@ from mathtune.prompts import Examples, PromptBuilder
 from mathtune.tables import count_rows, read_range
 from mathtune.tokens import write_tokens
 
+LENGTH_BINS = 32
 
-def tokenise_rows(job: TokeniseJob) -> dict[str, int]:
+
+def tokenise_rows(job: TokeniseJob) -> dict[str, Any]:
     """Writes the token ids of the job's rows to ``job.output``. Returns ``counts``.
 
     Raises:
@@ -22,7 +27,7 @@ def tokenise_rows(job: TokeniseJob) -> dict[str, int]:
     if not examples.row_ids:
         raise DataError("no example is left to train", where=job.rows, remedy="raise model.max_length")
     write_tokens(examples, Path(job.output))
-    return counts(examples)
+    return counts(examples, job.model.max_length)
 
 
 def make_examples(job: TokeniseJob, builder: PromptBuilder) -> Examples:
@@ -35,8 +40,11 @@ def make_examples(job: TokeniseJob, builder: PromptBuilder) -> Examples:
     return builder.solver_examples(rows, job.model.overlong)
 
 
-def counts(examples: Examples) -> dict[str, int]:
-    """How much there is to learn from."""
-    tokens = sum(len(ids) for ids in examples.input_ids)
-    return {"examples": len(examples.row_ids), "tokens": tokens, "label_tokens": tokens - sum(examples.prompt_lengths),
-            "shortened": examples.shortened, "dropped": examples.dropped}
+def counts(examples: Examples, limit: int) -> dict[str, Any]:
+    """How much there is to learn from, and ``lengths`` as of ``mathtune.figures.Lengths`` under a limit of tokens."""
+    tokens = [len(ids) for ids in examples.input_ids]
+    width = -(-limit // LENGTH_BINS)
+    edges = np.arange(0, limit + width, width) + 1  # a bin holds lengths of [edge, next edge): the last one the limit itself
+    return {"examples": len(tokens), "tokens": sum(tokens), "label_tokens": sum(tokens) - sum(examples.prompt_lengths),
+            "shortened": examples.shortened, "dropped": examples.dropped,
+            "lengths": {"edges": edges.tolist(), "counts": np.histogram(tokens, edges)[0].tolist(), "limit": limit}}

@@ -6,7 +6,6 @@ Everything is Trainer's own loop; nothing here steps an optimizer.
 import math
 import os
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from mathtune.journal import Journal
 from mathtune.recipe import Grpo, Sft, Tracking
 from mathtune.resume import Run
 from mathtune.stopping import STOP, StopAtStepEnd
+from mathtune.tracking import begin_run
 
 
 def common_arguments(job: SftJob | GrpoJob, section: Sft | Grpo, compute: Compute, run: Run,
@@ -148,7 +148,7 @@ def run_trainer(trainer: Trainer, run: Run, guard: BadNumberGuard, minutes: floa
 def _train(trainer: Trainer, run: Run, checkpoint_bytes: int) -> None:
     try:
         if "wandb" in trainer.args.report_to:
-            _begin_tracking(run.emit)
+            begin_run(run.emit, "the training goes on", project=os.environ["WANDB_PROJECT"], name=os.environ["WANDB_NAME"])
         with STOP.saving():
             trainer.train(resume_from_checkpoint=str(run.resume.folder) if run.resume else None)
     except (torch.OutOfMemoryError, torch.AcceleratorError):
@@ -181,16 +181,3 @@ def _tracking(tracking: Tracking | None, title: str) -> str:
     os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")
     os.environ.setdefault("WANDB_FINISH_TIMEOUT", "60")  # by default the end of a chunk waits for W&B for ever
     return "wandb"
-
-
-def _begin_tracking(emit: Emit) -> None:
-    """Starts the W&B run that Trainer logs to: on this machine where W&B cannot be reached or refuses the key."""
-    import wandb
-
-    names = {"project": os.environ["WANDB_PROJECT"], "name": os.environ["WANDB_NAME"]}
-    try:
-        wandb.init(**names)
-    except wandb.Error as error:
-        offline = wandb.init(**names, mode="offline")
-        emit("notice", text=f"W&B: {str(error).splitlines()[0]}; the training goes on, and its figures are kept on this "
-             f"machine: wandb sync {Path(offline.dir).parent} sends them later")

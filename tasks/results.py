@@ -1,10 +1,12 @@
 """Tasks that measure and publish: evaluate, submit, report."""
 
+from dataclasses import replace
 from typing import Any
 
 from mathtune.chain import Link
 from mathtune.figures import Interval
 from mathtune.run_record import RunRecord
+from mathtune.stages import Outcome
 from mathtune.stages import evaluate as evaluation
 from mathtune.stages import judge as judging
 from mathtune.stages import probes as probing
@@ -13,6 +15,7 @@ from mathtune.stages import submit as submission
 from mathtune.stages.judge import Decision
 from mathtune.store import Artifact
 from mathtune.workspace import Workspace
+from tasks.artifacts import show_run
 from tasks.states import run_stage, stage_task
 
 
@@ -44,5 +47,11 @@ def submit(work: Workspace, base: dict[str, Any], raw: Artifact, parts: Artifact
 
 @stage_task("report")
 def report(work: Workspace, record: RunRecord, scores: dict[str, Artifact], data: dict[str, Artifact]) -> str:
-    """The run's record → report.html and the files beside it; returns the report's path."""
-    return run_stage(work, "report", lambda: reporting.report(work, record, scores, data))
+    """The run's record → report.html and the files beside it, shown in Prefect, too; returns the report's path."""
+
+    def write_and_show() -> Outcome:
+        outcome = reporting.report(work, record, scores, data)
+        show_run(work, record, outcome.value.markdown)
+        return replace(outcome, value=outcome.value.page)
+
+    return run_stage(work, "report", write_and_show)

@@ -1,4 +1,8 @@
-"""Run records for the report's tests: a verifier after chunks, a solver after GRPO. Seeded and plausible."""
+"""Run records for the report's tests: a verifier after chunks, a solver after GRPO. Seeded and plausible.
+
+``full_verifier`` and ``full_solver`` hold every part that a record may have; what they show beside the scores is in
+``tests.figure_fixtures``.
+"""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -7,11 +11,12 @@ import numpy as np
 import pyarrow as pa
 
 from mathtune.digests import digest_value
-from mathtune.metrics import compare
+from mathtune.metrics import compare, interval
 from mathtune.run_record import EvalStep, LinkRecord, RunRecord, Step, TrainingCurve
 from mathtune.schemas import SOLUTIONS, VERDICTS
 from mathtune.solver_metrics import solver_metrics
 from mathtune.verifier_metrics import verifier_metrics
+from tests.figure_fixtures import calibration, forgetting, histogram, leaks, lengths, samples, slices
 
 CREATED = datetime(2025, 3, 14, 15, 9, tzinfo=UTC)
 
@@ -88,7 +93,7 @@ def verifier_record(chunks: int = 3, rows: int = 1000, base: bool = True, words:
               "balance": {"found": {"true": 400_012, "false": 599_988}, "kept": {"true": 400_000, "false": 400_000}},
               "split": {"validation": rows, "pool": 798_112, "set_aside": 888, "questions": 741,
                         "classes": {"validation": {"true": 500, "false": 500}}}},
-        submission={"rows": 10_000, "share_true": 0.4127, "sha256": digest_value("csv"),
+        submission={"rows": 10_000, "true_share": 0.4127, "sha256": digest_value("csv"),
                     "adapter": digest_value(chunks)},
         versions={"torch": "2.13.0", "transformers": "5.23.0", "trl": "1.16.0", "peft": "0.21.2"},
         pins={"base": digest_value("base"), "tokenizer": digest_value("tokenizer"), "pool": digest_value("pool")},
@@ -115,13 +120,52 @@ def solver_record(rows: int = 200, **changes: Any) -> RunRecord:
     return RunRecord(**record | changes)
 
 
-def verifier_errors(count: int) -> list[dict[str, Any]]:
-    """Wrong verdicts on invented problems."""
-    return [{"row_id": 37 * i, "question": f"A baker makes {i + 12} loaves a day and sells each for $3.\nShe bakes on "
-             "six days a week. How much does she earn in four weeks?", "answer": str(3 * 24 * (i + 12)),
-             "solution": f"She makes {i + 12}*6=<<{i + 12}*6={6 * (i + 12)}>>{6 * (i + 12)} loaves a week.\n"
-             f"In four weeks that is {24 * (i + 12)} loaves, so ${72 * (i + 12)}.\n#### {72 * (i + 12)}",
-             "label": True, "p_true": 0.03 + 0.005 * i} for i in range(count)]
+def full_verifier(chunks: int = 3, rows: int = 2000) -> RunRecord:
+    """A verifier's record with every part that there is."""
+    record = verifier_record(chunks, rows)
+    links = [link.model_copy(update={"lengths": lengths(link.number), "trainable": 41_943_040, "parameters": 8_072_204_288,
+                                     "peak_gib": 23.4}) for link in record.links]
+    figures = {"calibration": calibration(), "histogram": histogram(rows), "slices": slices(rows, 0.88, balance=True)}
+    links[-1] = links[-1].model_copy(update={"metrics": links[-1].metrics.model_copy(update=figures)})
+    return record.model_copy(update={
+        "links": links, "forgetting": forgetting([link.number for link in links], chunks), "leaks": leaks(exact=3),
+        "submission": record.submission | {
+            "threshold": 0.437, "temperature": 1.62, "true_share": interval(4127, 10_000).model_dump(mode="json"),
+            "validation_true_share": interval(962, 2000).model_dump(mode="json"),
+            "notices": ["A share of True far from the validation's: are these rows like those?"]}})
+
+
+def full_solver(rows: int = 500) -> RunRecord:
+    """A solver's record with every part that there is."""
+    record = solver_record(rows)
+    links = [link.model_copy(update={"lengths": lengths(link.number) if link.kind == "sft" else None})
+             for link in record.links]
+    figures = {"samples": samples(200), "slices": slices(rows, 0.33, balance=False)}
+    links[-1] = links[-1].model_copy(update={"metrics": links[-1].metrics.model_copy(update=figures)})
+    return record.model_copy(update={"links": links, "forgetting": forgetting([1, 2, 3], chunks=2),
+                                     "leaks": leaks(exact=0)})
+
+
+ANSWER_TYPES = ["integer", "decimal", "fraction", "expression", "text"]
+
+
+def verifier_errors(count: int, bare: bool = False) -> list[dict[str, Any]]:
+    """Wrong verdicts on invented problems, the most confident first; ``bare`` ones have no kind and no slices."""
+    wares = ["loaves", "cakes", "buns", "rolls"]
+    errors = []
+    for i in range(count):
+        label, ware = i % 3 != 0, wares[i % 4]
+        p_true = 0.5 * (i + 1) / (count + 1)
+        errors.append({
+            "row_id": 37 * i, "question": f"A baker makes {i + 12} {ware} a day and sells each for $3.\nShe bakes on "
+            "six days a week. How much does she earn in four weeks?", "answer": str(3 * 24 * (i + 12)),
+            "solution": f"She makes {i + 12}*6=<<{i + 12}*6={6 * (i + 12)}>>{6 * (i + 12)} {ware} a week.\n"
+            f"In four weeks that is {24 * (i + 12)} {ware}, so ${72 * (i + 12)}.\n#### {72 * (i + 12)}",
+            "label": label, "p_true": p_true if label else 1 - p_true})
+        if not bare:
+            errors[-1] |= {"kind": "false negative" if label else "false positive",
+                           "slices": {"answer type": ANSWER_TYPES[i % 5], "solution length": ["short", "long"][i % 2]}}
+    return errors
 
 
 def solver_errors(count: int) -> list[dict[str, Any]]:

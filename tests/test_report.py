@@ -1,7 +1,9 @@
-"""The report: what it says, that it is one safe file, and that a browser shows it at every width."""
+"""The report: what it says, and that it is one safe file. ``test_report_browser`` has a browser open it."""
 
+import base64
+import hashlib
+import json
 import re
-import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -12,21 +14,32 @@ import numpy as np
 import pytest
 
 from mathtune.metrics import compare, interval
-from mathtune.report import build_report
+from mathtune.report import build, build_report
+from mathtune.report.markdown import run_markdown
+from mathtune.report.pictures import charts_of
 from mathtune.report.words import duration, fact, number, p_value, verdict
-from mathtune.run_record import LeftOut, Redone
+from mathtune.report.wrong_answers import PAGE_BYTES
+from mathtune.run_record import LeftOut, Redone, RunRecord
 from mathtune.verifier_metrics import verifier_metrics
-from tests.record_fixtures import solver_errors, solver_record, verdicts, verifier_errors, verifier_record
+from tests.record_fixtures import (
+    full_solver,
+    full_verifier,
+    solver_errors,
+    solver_record,
+    verdicts,
+    verifier_errors,
+    verifier_record,
+)
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
 
 
 class Outline(HTMLParser):
-    """Tags, attributes and text of a page; fails at a tag that is closed out of order."""
+    """Tags, attributes, text and scripts of a page; fails at a tag that is closed out of order."""
 
     def __init__(self, page: str):
         super().__init__()
-        self.open, self.tags, self.attributes, self.texts = [], [], [], []
+        self.open, self.tags, self.attributes, self.texts, self.scripts = [], [], [], [], []
         self.feed(page)
         assert not self.open
 
@@ -44,7 +57,10 @@ class Outline(HTMLParser):
         assert self.open.pop() == tag, f"</{tag}> at {self.getpos()}"
 
     def handle_data(self, data):
-        self.texts.append(data)
+        (self.scripts if self.open[-1:] == ["script"] else self.texts).append(data)
+
+    def value(self, name: str) -> list[str]:
+        return [value for key, value in self.attributes if key == name]
 
     @property
     def text(self) -> str:
@@ -83,8 +99,8 @@ def test_a_verifiers_report_says_what_came_of_it(tmp_path):
     assert verdict(record) in outline.text
     assert "name: nyu-verifier # <recipe>" in outline.text
     assert page.count("<svg") == 3  # accuracy, training wide and narrow
-    for needed in ("malformed", "says right", "judged wrong", "served from chain", "The first 50 of 60",
-                   "set aside 888", "share true 41.3%", "40,000–60,000", "2.13.0", record.pins["pool"],
+    for needed in ("malformed", "says right", "judged wrong", "served from chain", "50 of 60",
+                   "set aside 888", "true share 41.3%", "40,000–60,000", "2.13.0", record.pins["pool"],
                    "PeftModel.from_pretrained", f"always the same verdict: {last.metrics.majority:.1%}",
                    last.adapter_digest[:8]):
         assert needed in outline.text
@@ -92,35 +108,48 @@ def test_a_verifiers_report_says_what_came_of_it(tmp_path):
     assert outline.text.count("P(True)") == 50
 
 
-@pytest.mark.parametrize("record, errors", [
-    (verifier_record(), verifier_errors(3)),
-    (verifier_record(base=False), []),
-    (verifier_record(words=0), []),
-    (verifier_record(chunks=1), verifier_errors(1)),
-    (verifier_record(chunks=0), []),
-    (verifier_record(chunks=0, base=False, submission=None, data={}, versions={}, pins={}, seconds={}), []),
-    (verifier_record(chunks=40), []),
-    (verifier_record(rows=0), []),
-    (verifier_record(rows=1, words=1), []),
-    (verifier_record(links=[link.model_copy(update={"metrics": None, "versus_parent": None})
-                            for link in verifier_record().links], base=None, versus_base=None), []),
-    (solver_record(), solver_errors(5)),
-    (solver_record(rows=0), []),
-    (solver_record(links=solver_record().links[:1]), []),
-    (solver_record(links=solver_record().links[2:]), solver_errors(1)),
-], ids=["whole", "no base", "no words", "one link", "no link", "nothing", "forty links", "no rows", "one row",
-        "not evaluated", "solver", "solver without rows", "solver without GRPO", "GRPO alone"])
+def shape(record: RunRecord, errors: list | None = None, slow: bool = False, *, name: str):
+    return pytest.param(record, errors or [], id=name, marks=[pytest.mark.slow] if slow else [])
+
+
+UNEVALUATED = [link.model_copy(update={"metrics": None, "versus_parent": None}) for link in verifier_record().links]
+SHAPES = [
+    shape(full_verifier(), verifier_errors(3), name="whole"),
+    shape(verifier_record(), verifier_errors(3, bare=True), name="older"),
+    shape(verifier_record(chunks=0, base=False, submission=None, data={}, versions={}, pins={}, seconds={}), name="nothing"),
+    shape(verifier_record(rows=0), name="no rows"),
+    shape(verifier_record(base=False), slow=True, name="no base"),
+    shape(verifier_record(words=0), slow=True, name="no words"),
+    shape(verifier_record(chunks=1), verifier_errors(1), slow=True, name="one link"),
+    shape(verifier_record(chunks=0), slow=True, name="no link"),
+    shape(full_verifier(chunks=40), slow=True, name="forty links"),
+    shape(verifier_record(rows=1, words=1), slow=True, name="one row"),
+    shape(verifier_record(links=UNEVALUATED, base=None, versus_base=None), name="not evaluated"),
+    shape(full_solver(), solver_errors(5), name="whole solver"),
+    shape(solver_record(), solver_errors(5), slow=True, name="older solver"),
+    shape(solver_record(rows=0), name="solver without rows"),
+    shape(solver_record(links=solver_record().links[:1]), slow=True, name="solver without GRPO"),
+    shape(solver_record(links=solver_record().links[2:]), solver_errors(1), slow=True, name="GRPO alone"),
+]
+
+
+@pytest.mark.parametrize("record, errors", SHAPES)
 def test_every_shape_of_a_run_makes_one_safe_file(tmp_path, record, errors):
     page = page_of(tmp_path, record, errors)
     outline = Outline(page)
     assert page.startswith("<!doctype html>")
-    assert "script" not in outline.tags and "link" not in outline.tags
+    assert "link" not in outline.tags and outline.value("type").count("application/json") == bool(errors)
+    assert outline.tags.count("script") == 2 * bool(errors)
+    (policy,) = [value for value in outline.value("content") if value.startswith("default-src")]
+    if errors:
+        allowed = base64.b64encode(hashlib.sha256(outline.scripts[-1].encode()).digest()).decode()
+        assert f"script-src 'sha256-{allowed}';" in policy and "default-src 'none';" in policy
     targets = [value for name, value in outline.attributes if name in {"src", "href", "xlink:href", "action", "srcset"}]
     assert all(target.startswith("#") for target in targets)
     assert not re.search(r"url\((?!#)|@import", page)
-    ids = [value for name, value in outline.attributes if name == "id"]
+    ids = outline.value("id")
     assert len(ids) == len(set(ids))
-    referenced = set(re.findall(r'(?:url\(|href=")#([^")]+)', page))
+    referenced = set(re.findall(r'(?:url\(|href=")#([^")?]+)', page))  # what follows a ? is for the script
     assert referenced <= set(ids)
     assert "nan" not in re.sub(r"[a-z]*nan[a-z]+|[a-z]+nan", "", page.lower())
     for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
@@ -143,12 +172,102 @@ def test_what_a_model_or_a_question_says_is_never_markup(tmp_path):
     record = verifier_record(name=attack, chain=attack, base_model=attack, data={attack: {attack: attack}},
                              versions={attack: attack}, pins={attack: attack}, seconds={attack: 1.0},
                              submission={attack: attack})
+    error |= {"kind": attack, "slices": {attack: attack}}
     outline = Outline(page_of(tmp_path, record, [error], attack))
-    assert "script" not in outline.tags and "img" not in outline.tags
+    assert outline.tags.count("script") == 2 and "img" not in outline.tags
     assert not any(name.startswith("on") for name, _ in outline.attributes)
     assert outline.text.count("<script>alert(1)</script>") >= 10
+    assert json.loads(outline.scripts[0])["rows"][0]["texts"] == [attack] * 3
     solver = {**solver_errors(1)[0], "completion": attack, "given": attack, "gold": attack}
-    assert "script" not in Outline(page_of(tmp_path, solver_record(), [solver])).tags
+    outline = Outline(page_of(tmp_path, solver_record(), [solver]))
+    assert outline.tags.count("script") == 2 and "img" not in outline.tags
+    assert attack not in run_markdown(record, {})
+
+
+def test_the_whole_verifiers_report_shows_every_part(tmp_path):
+    record = full_verifier()
+    page = page_of(tmp_path, record, verifier_errors(300))
+    outline = Outline(page)
+    assert page.count("<svg") == 7  # accuracy, reliability, threshold, scores, training twice, lengths
+    for needed in ("A temperature of 1.62 and a threshold of 0.437 were fitted on 1,000 rows", "+1.2 (+0.3 to +2.1) points",
+                   "19 rows gained, 7 lost; p = 0.029", "0.094 0.085–0.103", "By generator", "175B verification",
+                   "n = 1,000 · 50.0% True", "lost the middle of their prompt", "share trained 0.5%", "peak memory 23.4 GiB",
+                   "after chunk 3", "Leak: 3 of 10,000 questions of validation stand word for word in training pool",
+                   "similarity 0.86", "What is 12 + 30?",
+                   "Of the test rows 41.3% (40.3–42.2, n = 10,000) are judged True, of the "
+                   "validation rows 48.1%", "A share of True far from", "50 of 300"):
+        assert needed in outline.text, needed
+    assert "#errors?kind=false+positive" in outline.value("href")
+    assert "#errors?answer%20type=fraction" in outline.value("href")
+    assert len(json.loads(outline.scripts[0])["rows"]) == 300
+    assert {"#confidence", "#slices", "#forgetting", "#leaks"} <= set(outline.value("href"))
+
+
+def test_the_whole_solvers_report_shows_every_part(tmp_path):
+    record = full_solver()
+    outline = Outline(page_of(tmp_path, record, solver_errors(9)))
+    for needed in ("pass@16 64.0%", "majority@16", "strict", "flexible", "timed out", "temperature 0.8", "after GRPO 3"):
+        assert needed in outline.text, needed
+    assert "Leak:" not in outline.text and "#leaks" in outline.value("href")
+    assert "#errors?kind=cut%20off" in outline.value("href")
+
+
+def test_a_part_that_a_record_lacks_has_no_section(tmp_path):
+    outline = Outline(page_of(tmp_path, verifier_record(), verifier_errors(3, bare=True)))
+    assert not {"#confidence", "#slices", "#forgetting", "#leaks", "#marks"} & set(outline.value("href"))
+
+
+def test_an_older_runs_record_is_read_and_shown(tmp_path):
+    older = verifier_record().model_dump(mode="json", exclude_defaults=True)
+    assert "slices" not in older["links"][0]["metrics"] and "leaks" not in older
+    assert "judged wrong" in page_of(tmp_path, RunRecord.model_validate(older))
+
+
+def test_more_wrong_answers_than_a_page_holds(tmp_path):
+    errors = [error | {"solution": "<&" * 1500} for error in verifier_errors(400)]
+    page = page_of(tmp_path, verifier_record(), errors)
+    outline = Outline(page)
+    rows = json.loads(outline.scripts[0])["rows"]
+    held = len(rows)
+    assert 50 < held < 400 and f"of 400 in all {held} are in this page" in outline.text
+    assert abs(2 * sum(row["kind"] == "false positive" for row in rows) - held) <= 1
+    assert len(page.encode()) < PAGE_BYTES + 1_500_000
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_has_the_contrast_of_wcag_aa(scheme):
+    """4.5 to 1, WCAG 2.2, 1.4.3; luminance as defined there."""
+    style = (Path(build.__file__).parent / "style.css").read_text()
+    block = re.findall(r":root \{(.*?)\}", style, re.DOTALL)[scheme == "dark"]
+    colours = dict(re.findall(r"--(\w+): (#\w{6})", block))
+
+    def luminance(colour: str) -> float:
+        parts = np.array([int(colour[i:i + 2], 16) / 255 for i in (1, 3, 5)])
+        linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    for text in ("ink", "muted", "accent", "second"):
+        for ground in ("paper", "card"):
+            low, high = sorted((luminance(colours[text]), luminance(colours[ground])))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (text, ground)
+
+
+def test_every_chart_is_a_picture_for_those_who_show_no_svg():
+    charts = charts_of(full_verifier())
+    assert [chart.name for chart in charts] == ["accuracy", "reliability", "threshold", "scores", "sft", "lengths"]
+    for chart in charts[:2]:
+        assert chart.png().startswith(b"\x89PNG") and chart.png() == chart.png()
+
+
+def test_markdown_tells_the_same(tmp_path):
+    record = full_verifier()
+    chart = charts_of(record)[0]
+    text = run_markdown(record, {chart: b"png"})
+    assert text.startswith("## After 3 chunks the verifier is right about")
+    assert "**Leak:** 3 of 10,000" in text and "| generator | 6B finetuning |" in text
+    assert "| words | right |" in text and "](data:image/png;base64,cG5n)" in text
+    assert len({line.count("|") for line in text.splitlines() if line.startswith("| Chunk")}) == 1
+    assert "| cut off | 66 | 13.2% |" in run_markdown(full_solver(), {})
 
 
 def test_odd_text_does_not_end_the_run(tmp_path):
@@ -214,29 +333,3 @@ def test_it_needs_no_home_and_says_nothing(tmp_path):
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1],
         env={"HOME": "/dev/null", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"})
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
-@pytest.mark.parametrize("record, errors", [
-    (verifier_record(), verifier_errors(60)), (solver_record(), solver_errors(12))], ids=["verifier", "solver"])
-def test_a_browser_shows_it_without_scrolling_sideways(tmp_path, record, errors):
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no chromium here")
-    errors[0]["question"] = "x" * 3000
-    build_report(record, errors, "key: " + "y" * 3000, tmp_path / "report.html")
-    opened = (tmp_path / "report.html").read_text().replace("<details", "<details open")
-    (tmp_path / "report.html").write_text(opened)
-    frames = "".join(f'<iframe src="report.html" style="border:0;width:{width}px;height:900px"></iframe>'
-                     for width in (400, 700, 1280))
-    (tmp_path / "wrapper.html").write_text(
-        f"<title>-</title><body>{frames}<script>onload = () => document.title = "
-        "[...document.querySelectorAll('iframe')].map(frame => frame.contentDocument).map("
-        "page => page.documentElement.scrollWidth + '/' + page.querySelectorAll('svg').length).join(' ')</script>")
-    done = subprocess.run(
-        [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-         "--hide-scrollbars", "--disable-component-update", "--disable-sync", "--no-first-run",
-         f"--user-data-dir={tmp_path / 'profile'}", "--allow-file-access-from-files",
-         "--dump-dom", (tmp_path / "wrapper.html").as_uri()],
-        capture_output=True, text=True, timeout=120)
-    pictures = opened.count("<svg")
-    assert f"<title>400/{pictures} 700/{pictures} 1280/{pictures}</title>" in done.stdout

@@ -7,10 +7,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mathtune.engine import Engine
+from mathtune.figures import Lengths
 from mathtune.jobs import TokeniseJob
 from mathtune.prompts import Examples
 from mathtune.stages.tokens import tokenised
 from mathtune.stages.train import range_rows
+from mathtune.tokenise import LENGTH_BINS, counts
 from mathtune.tokens import read_tokens, write_tokens
 from tests.faults_fixtures import FIRST, SECOND, extend, ignore, prepared
 
@@ -44,6 +46,17 @@ def test_what_is_written_is_read(tmp_path, made, limit):
     prompts = [ids[:length] for ids, length in zip(made.input_ids[:kept], made.prompt_lengths[:kept], strict=True)]
     without_last = [prompt[:min(map(len, prompts)) - 1] if min(map(len, prompts)) else [] for prompt in prompts]
     assert tokens.shared_prefix == len(commonprefix(without_last))
+
+
+@given(st.data(), st.integers(1, 5000))
+def test_every_length_up_to_the_limit_is_counted_in_its_bin(data, limit):
+    lengths = data.draw(st.lists(st.integers(1, limit), max_size=5))
+    examples = Examples(list(range(len(lengths))), [[0] * n for n in lengths], [0] * len(lengths), shortened=0, dropped=0)
+    found = Lengths.model_validate(counts(examples, limit)["lengths"])
+    assert len(found.counts) <= LENGTH_BINS and len(found.edges) == len(found.counts) + 1 and found.limit == limit
+    assert found.edges[0] == 1 and found.edges[-2] <= limit < found.edges[-1]
+    for low, high, count in zip(found.edges, found.edges[1:], found.counts, strict=False):
+        assert count == sum(low <= length < high for length in lengths)
 
 
 @pytest.fixture
@@ -89,7 +102,8 @@ def test_a_link_says_what_it_was_trained_on_and_its_tokens_are_served_to_the_nex
     assert [job.limit for job in run.jobs if isinstance(job, TokeniseJob)] == [None, 20]
     counts = tokenised(run.work, run.base, range_rows(run.work, run.parts, FIRST, []), "rows.parquet").facts
     assert {name: first.result[name] for name in counts} == counts
-    assert counts.keys() == {"examples", "tokens", "label_tokens", "shortened", "dropped"}
+    assert counts.keys() == {"examples", "tokens", "label_tokens", "shortened", "dropped", "lengths"}
+    assert sum(counts["lengths"]["counts"]) == counts["examples"]
     assert [entry["step"] for entry in first.result["curve"]["evals"]] == [3, 6]
     run.jobs.clear()
     extend(run, SECOND)

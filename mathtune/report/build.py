@@ -1,22 +1,40 @@
-"""Puts a run's record, its wrong answers and its recipe into one HTML file that needs no script and no network.
+"""Puts a run's record, its wrong answers and its recipe into one HTML file that needs no network.
 
-Leaves out every computation: figures come from the record (``mathtune.metrics`` made them), pictures from ``charts``.
+Its one script filters the wrong answers; the page is whole without it. Leaves out every computation: figures come from the
+record (``mathtune.metrics`` made them), pictures from ``mathtune.report.pictures``.
 """
 
+import base64
+import hashlib
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from mathtune.figures import SolverMetrics
 from mathtune.files import write_atomically
-from mathtune.report import charts, words
+from mathtune.report import tables, words
+from mathtune.report.accuracy_charts import lengths_of
+from mathtune.report.pictures import NARROW, charts_of, training_charts
+from mathtune.report.wrong_answers import WrongAnswers, prepare
 from mathtune.run_record import LinkRecord, RunRecord
 
-SHOWN_ERRORS = 50
-LONGEST_TEXT = 4000  # characters of one field of a wrong answer; a runaway completion must not fill the page
+# Sections of the page: template in parts/ and id, title, short title for the table of contents. One that renders to
+# nothing is not there.
+SECTIONS = (
+    ("accuracy", "Accuracy, link by link", "Accuracy"),
+    ("marks", "Marks and samples", "Marks"),
+    ("confidence", "How sure it is", "Confidence"),
+    ("slices", "Where it is right", "Slices"),
+    ("training", "Training", "Training"),
+    ("links", "Links of the chain", "Links"),
+    ("forgetting", "What it forgets", "Forgetting"),
+    ("errors", "Wrong answers", "Errors"),
+    ("leaks", "Questions in two parts of the data", "Leaks"),
+    ("data", "Data and submission", "Data"),
+    ("again", "To do it again", "Again"),
+)
 _FOLDER = Path(__file__).parent
 
 
@@ -25,45 +43,47 @@ def build_report(record: RunRecord, errors: list[dict[str, Any]], recipe_yaml: s
 
     Args:
         record: the run's figures.
-        errors: wrong answers of the last evaluated link, worst first; the first 50 are shown. Verifier: ``row_id``,
-            ``question``, ``answer``, ``solution``, ``label``, ``p_true``. Solver: ``row_id``, ``question``, ``gold``,
-            ``given``, ``completion``, ``finished``.
+        errors: wrong answers of the last evaluated link, those of a kind worst first; as many as fit into 2 MB are shown.
+            All have ``row_id``, ``question`` and, if known, ``kind`` and ``slices`` (value by what divides the rows). Verifier:
+            ``answer``, ``solution``, ``label``, ``p_true``. Solver: ``gold``, ``given``, ``completion``, ``finished``.
         recipe_yaml: the resolved recipe, as text.
         out: the HTML file.
     """
+    environment = _environment()
+    script = (_FOLDER / "browser.js").read_text()
     last = words.last_evaluated(record)
-    page = _template().render(
-        record=record, recipe=recipe_yaml, style=Markup((_FOLDER / "style.css").read_text()),
-        verdict=words.verdict(record), last=last, incidents=_incidents(record), pictures=_pictures(record),
-        errors=errors[:SHOWN_ERRORS], error_count=len(errors), loading=_loading(record),
-        answers=_answers(last.metrics) if last and record.task == "solver" else None)
+    values = _values(record, last, prepare(errors, last.metrics.slices if last else [])) | {"recipe": recipe_yaml}
+    sections = [(name, title, short, Markup(body)) for name, title, short in SECTIONS
+                if (body := environment.get_template(f"parts/{name}.html.j2").render(values).strip())]
+    page = environment.get_template("template.html.j2").render(
+        values, sections=sections, style=Markup((_FOLDER / "style.css").read_text()), script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode())
     # A lone surrogate in a completion has no UTF-8; it becomes a question mark rather than the end of the run.
     write_atomically(out, page.lstrip().encode("utf-8", "replace"))
 
 
 @cache
-def _template() -> Template:
+def _environment() -> Environment:
     environment = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined,
                               trim_blocks=True, lstrip_blocks=True)
-    environment.globals["words"] = words
-    shown = (words.percent, words.bounds, words.points, words.p_value, words.loss, words.number, words.label,
-             words.duration, words.link_range)
-    environment.filters |= {filter.__name__: filter for filter in shown} | {"cut": _cut, "progress": _progress}
-    return environment.get_template("template.html.j2")
+    environment.globals |= {"words": words, "tables": tables}
+    shown = (words.percent, words.bounds, words.points, words.p_value, words.loss, words.score, words.number, words.label,
+             words.duration, words.link_range, words.link_title)
+    environment.filters |= {filter.__name__: filter for filter in shown} | {"progress": _progress}
+    return environment
 
 
-def _pictures(record: RunRecord) -> dict[str, Markup | None]:
+def _values(record: RunRecord, last: LinkRecord | None, wrong: WrongAnswers) -> dict[str, Any]:
+    """What the templates speak of."""
+    return {"record": record, "verdict": words.verdict(record), "last": last, "metrics": last.metrics if last else None,
+            "wrong": wrong, "wrong_data": Markup(wrong.data), "incidents": _incidents(record),
+            "pictures": _pictures(record), "lengths": lengths_of(record.links), "loading": _loading(record)}
+
+
+def _pictures(record: RunRecord) -> dict[str, Markup]:
     """SVG elements by name. Training comes twice, for wide and for narrow pages; the style sheet shows one."""
-    sft = [link for link in record.links if link.kind == "sft"]
-    grpo = [link for link in record.links if link.kind == "grpo"]
-    pictures = {
-        "accuracy": charts.accuracy_chart(record),
-        "loss_wide": charts.training_chart(sft, charts.SFT_PANELS, "loss-wide", 960, 340),
-        "loss_narrow": charts.training_chart(sft, charts.SFT_PANELS, "loss-narrow", 400, 340),
-        "grpo_wide": charts.training_chart(grpo, charts.GRPO_PANELS, "grpo-wide", 960, 340),
-        "grpo_narrow": charts.training_chart(grpo, charts.GRPO_PANELS, "grpo-narrow", 400, 340),
-    }
-    return {name: Markup(svg) if svg else None for name, svg in pictures.items()}
+    narrow = training_charts(record, NARROW, "-narrow").values()
+    return {chart.name: Markup(chart.svg()) for chart in [*charts_of(record), *narrow] if chart}
 
 
 def _progress(link: LinkRecord) -> str:
@@ -75,16 +95,10 @@ def _progress(link: LinkRecord) -> str:
     return f"{'reward ' if field == 'reward' else ''}{words.loss(values[0])} → {words.loss(values[-1])}"
 
 
-def _answers(metrics: SolverMetrics) -> dict[str, int]:
-    """How a solver's completions end, each in one class."""
-    return dict(metrics.outcomes)
-
-
 def _incidents(record: RunRecord) -> list[tuple[str, str]]:
     """What interrupted or changed the training of a link, each with the link's title."""
     shown = []
     for link in record.links:
-        title = f"{'Chunk' if link.kind == 'sft' else 'GRPO'} {link.number}"
         happened = list(link.incidents)
         if link.redone.attempts > 1:
             held = f"packs of {link.pack_tokens:,} tokens" if link.pack_tokens else f"micro-batches of {link.micro_batch}"
@@ -94,14 +108,8 @@ def _incidents(record: RunRecord) -> list[tuple[str, str]]:
                             f"{words.number(link.redone.largest_loss_difference)}")
         if link.verdict != "accepted":
             happened.append(f"{link.verdict}, although it was rejected as worse than its parent")
-        shown += [(title, what) for what in happened]
+        shown += [(words.link_title(link), what) for what in happened]
     return shown
-
-
-def _cut(text: Any) -> str:
-    text = words.UNDEFINED if text is None else str(text)
-    rest = len(text) - LONGEST_TEXT
-    return text if rest <= 0 else f"{text[:LONGEST_TEXT]} … ({rest:,} characters more)"
 
 
 def _loading(record: RunRecord) -> str | None:

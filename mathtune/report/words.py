@@ -7,6 +7,7 @@ from mathtune.figures import Comparison, Interval, VerifierMetrics
 from mathtune.run_record import LinkRecord, RunRecord
 
 UNDEFINED = "–"
+LONGEST_TEXT = 4000  # characters of a question, a solution, a completion; a runaway one must not fill the page
 
 
 def percent(share: float | None) -> str:
@@ -20,10 +21,15 @@ def bounds(interval: Interval) -> str:
 
 
 def loss(value: float | None) -> str:
-    """A loss or an F1 to three decimals, three significant digits below 0.1."""
+    """A loss or a reward to three decimals, three significant digits below 0.1."""
     if value is None or math.isnan(value):
         return UNDEFINED
     return _minus(f"{value:.3f}" if abs(value) >= 0.1 or value == 0 else f"{value:.3g}")
+
+
+def score(value: float) -> str:
+    """A figure between 0 and 1 that is no share of rows, to three decimals: ``0.094``."""
+    return UNDEFINED if math.isnan(value) else _minus(f"{value:.3f}")
 
 
 def points(comparison: Comparison) -> str:
@@ -33,6 +39,11 @@ def points(comparison: Comparison) -> str:
     low, value, high = (_minus(f"{100 * x:+.1f}") for x in (
         comparison.difference.low, comparison.difference.value, comparison.difference.high))
     return f"{value} ({low} to {high})"
+
+
+def chance(p: float) -> str:
+    """A p value and what follows from it: ``p = 0.21, so chance alone could explain it``."""
+    return p_value(p) + ("" if p < 0.05 else ", so chance alone could explain it")
 
 
 def p_value(p: float) -> str:
@@ -78,6 +89,13 @@ def label(key: str) -> str:
     return key.replace("_", " ")
 
 
+def cut(text: Any) -> str:
+    """A text of the data or of a model, at most ``LONGEST_TEXT`` characters of it."""
+    text = UNDEFINED if text is None else str(text)
+    rest = len(text) - LONGEST_TEXT
+    return text if rest <= 0 else f"{text[:LONGEST_TEXT]} … ({rest:,} characters more)"
+
+
 def duration(seconds: float | None) -> str:
     """``0.4 s``, ``12 s``, ``3 min 05 s``, ``2 h 10 min``."""
     if seconds is None:
@@ -95,6 +113,56 @@ def duration(seconds: float | None) -> str:
 def link_range(link: LinkRecord) -> str:
     """``0–20,000`` for rows [0, 20000); GRPO covers none."""
     return UNDEFINED if link.start is None else f"{link.start:,}–{link.end:,}"
+
+
+def link_title(link: LinkRecord) -> str:
+    """``Chunk 3``, ``GRPO 4``."""
+    return f"{'Chunk' if link.kind == 'sft' else 'GRPO'} {link.number}"
+
+
+def without(facts: dict[str, Any], key: str) -> dict[str, Any]:
+    """The facts but one, which is shown elsewhere."""
+    return {name: value for name, value in facts.items() if name != key}
+
+
+def link_facts(link: LinkRecord) -> dict[str, Any]:
+    """The small facts of a link that have no column in the table of links."""
+    facts = {**link.facts, "trained_parameters": link.trainable, "parameters": link.parameters}
+    if link.trainable and link.parameters:
+        facts["share_trained"] = link.trainable / link.parameters
+    facts |= {"peak_memory": f"{link.peak_gib:.1f} GiB" if link.peak_gib else None, "link": link.link_id,
+              "adapter_digest": link.adapter_digest}
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def overlong(record: RunRecord) -> str:
+    """What was done about examples that were too long; nothing where none were."""
+    shortened, dropped = (sum(link.facts.get(name, 0) for link in record.links if link.lengths)
+                          for name in ("shortened", "dropped"))
+    told = [f"{count:,} {what}" for count, what in ((shortened, "lost the middle of their prompt"), (dropped, "were left out"))
+            if count]
+    return f"{' and '.join(told)} to fit." if told else "All fit."
+
+
+def submitted(record: RunRecord) -> str | None:
+    """The submission's share of True beside the validation's; None without a submission."""
+    facts = record.submission or {}
+    if "true_share" not in facts:
+        return None
+    link = last_evaluated(record)
+    known = facts.get("validation_true_share")
+    if known is None and link and isinstance(link.metrics, VerifierMetrics):
+        known = link.metrics.true_share.model_dump(mode="json")
+    beside = f", of the validation rows {_with_bounds(known)}" if known else ""
+    return f"Of the test rows {_with_bounds(facts['true_share'])} are judged True{beside}."
+
+
+def _with_bounds(share: float | dict[str, Any]) -> str:
+    """A share, or a dumped interval with its ends and n."""
+    if not isinstance(share, dict):
+        return percent(share)
+    interval = Interval.model_validate(share)
+    return f"{percent(interval.value)} ({bounds(interval)}, n = {interval.n:,})"
 
 
 def last_evaluated(record: RunRecord) -> LinkRecord | None:
@@ -138,8 +206,7 @@ def _against_base(record: RunRecord, value: float) -> str:
     sentence = f", {way} {percent(base)} for the base"
     if record.versus_base is None:
         return sentence
-    p = record.versus_base.p
-    return f"{sentence}; {p_value(p)}" + ("" if p < 0.05 else ", so chance alone could explain it")
+    return f"{sentence}; {chance(record.versus_base.p)}"
 
 
 def _against_majority(link: LinkRecord) -> str:

@@ -2,7 +2,9 @@
 
 import json
 import platform
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from mathtune import __version__
@@ -12,12 +14,16 @@ from mathtune.figures import Forgetting
 from mathtune.metrics import compare
 from mathtune.recipe_file import dump_recipe
 from mathtune.report.build import build_report
+from mathtune.report.markdown import run_markdown
+from mathtune.report.pictures import charts_of
+from mathtune.report.tables import key_figures
 from mathtune.run_record import LeftOut, LinkRecord, Redone, RunRecord, TrainingCurve
 from mathtune.stages import Outcome
 from mathtune.stages.compare import write_scores
 from mathtune.stages.evaluate import correct_rows, metrics_of, wrong_rows
 from mathtune.stages.leaks import read_pairs
 from mathtune.store import Artifact
+from mathtune.tracking import log_report
 from mathtune.workspace import Workspace
 
 COUNTS = ("examples", "tokens", "label_tokens", "shortened", "dropped", "left_out", "timed_out")
@@ -79,8 +85,25 @@ def left_out(chain: Chain) -> list[LeftOut]:
                     versus_parent=chain.record(link).get("versus_parent")) for link, verdict in links]
 
 
+@dataclass(frozen=True)
+class Report:
+    """What was written for people.
+
+    Attributes:
+        page: the HTML file in the run's folder.
+        markdown: its figures and pictures for whoever shows no HTML.
+    """
+
+    page: str
+    markdown: str
+
+
 def report(work: Workspace, record: RunRecord, scores: dict[str, Artifact], data: dict[str, Artifact]) -> Outcome:
-    """Writes the run folder's files; the report is drawn again only if something it shows has changed."""
+    """Writes the run folder's files; the report is drawn, and logged to W&B, again only if something it shows has changed.
+
+    Returns:
+        Outcome of a ``Report``.
+    """
     parts = data["split"]
     shown = [link.link_id for link in record.links if link.link_id in scores]
     errors = wrong_rows(work, scores[shown[-1]], parts, data["download"]) if shown else []
@@ -88,20 +111,28 @@ def report(work: Workspace, record: RunRecord, scores: dict[str, Artifact], data
     seen = record.model_dump(mode="json", exclude={"created", "seconds"})
     for link in seen["links"]:
         del link["served"]
-    key = digest_value({"stage": "report", "version": 3, "record": seen, "errors": errors, "recipe": recipe})
-
-    def build(folder) -> dict[str, Any]:
-        build_report(record, errors, recipe, folder / "report.html")
-        return {}
-
-    page = work.artifacts.get_or_build("report", key, build)
+    key = digest_value({"stage": "report", "version": 4, "record": seen, "errors": errors, "recipe": recipe})
+    page = work.artifacts.get_or_build("report", key, lambda folder: draw(record, errors, recipe, folder))
     work.save_recipe()
     work.run.write("metrics.json", record.model_dump_json(indent=2) + "\n")
     work.run.write("errors.jsonl", "".join(json.dumps(error, ensure_ascii=False) + "\n" for error in errors))
     work.run.write_json("manifest.json", manifest(record, data))
     write_scores(work, record, scores, parts)
     target = work.run.write("report.html", page.path("report.html").read_bytes())
-    return Outcome(str(target), page.cached, str(target))
+    if work.recipe.tracking and not page.cached:
+        pictures = {title: page.path(name) for title, name in page.facts["pictures"].items()}
+        log_report(work.recipe.tracking, record, key_figures(record), pictures, work.emit)
+    return Outcome(Report(str(target), page.path("report.md").read_text()), page.cached, str(target))
+
+
+def draw(record: RunRecord, errors: list[dict[str, Any]], recipe: str, folder: Path) -> dict[str, Any]:
+    """Writes the report as ``report.html`` and ``report.md``, and its pictures as PNG. Returns their names by title."""
+    build_report(record, errors, recipe, folder / "report.html")
+    pictures = {chart: chart.png() for chart in charts_of(record)}
+    for chart, png in pictures.items():
+        (folder / f"{chart.name}.png").write_bytes(png)
+    (folder / "report.md").write_text(run_markdown(record, pictures))
+    return {"pictures": {chart.title: f"{chart.name}.png" for chart in pictures}}
 
 
 def manifest(record: RunRecord, data: dict[str, Artifact]) -> dict[str, Any]:

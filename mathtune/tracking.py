@@ -1,0 +1,54 @@
+"""Weights & Biases: starting a run there, on this machine where that fails, and the report's pictures and figures.
+
+Leaves out the training's own runs, which Trainer logs to (``mathtune.training``).
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from mathtune.events import Emit
+from mathtune.recipe import Tracking
+from mathtune.run_record import RunRecord
+
+
+def begin_run(emit: Emit, what: str, **options: Any):
+    """A W&B run: on this machine where W&B cannot be reached or refuses the key.
+
+    Args:
+        emit: hears of that.
+        what: goes on all the same, for people.
+        options: of ``wandb.init``.
+    """
+    import wandb
+
+    try:
+        return wandb.init(**options)
+    except wandb.Error as error:
+        offline = wandb.init(**options | {"mode": "offline"})
+        emit("notice", text=f"W&B: {str(error).splitlines()[0]}; {what}, and its figures are kept on this "
+             f"machine: wandb sync {Path(offline.dir).parent} sends them later")
+        return offline
+
+
+def log_report(tracking: Tracking, record: RunRecord, figures: dict[str, Any], pictures: dict[str, Path], emit: Emit) -> None:
+    """Logs the report's pictures and key figures as a W&B run of job type "report"; offline without WANDB_API_KEY.
+
+    Args:
+        tracking: where to.
+        record: the run's record.
+        figures: the run's summary there.
+        pictures: PNG files by title.
+        emit: hears where it is kept if W&B is away.
+    """
+    import wandb
+
+    timeouts = {"init_timeout": float(os.environ.get("WANDB_INIT_TIMEOUT", 30)),
+                "finish_timeout": float(os.environ.get("WANDB_FINISH_TIMEOUT", 60))}
+    run = begin_run(emit, "the report is written", project=tracking.project, entity=tracking.entity,
+                    group=tracking.group, name=f"{tracking.name or record.name} report", job_type="report",
+                    mode=None if os.environ.get("WANDB_API_KEY") else "offline", settings=wandb.Settings(**timeouts),
+                    config={"chain": record.chain, "task": record.task, "base_model": record.base_model})
+    run.log({f"report/{path.stem}": wandb.Image(str(path), caption=title) for title, path in pictures.items()})
+    run.summary.update(figures)
+    run.finish()

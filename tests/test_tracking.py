@@ -1,0 +1,43 @@
+"""The report in W&B, offline for real: its run, figures and pictures are files that ``wandb sync`` would send."""
+
+import pytest
+
+from mathtune.recipe import Tracking
+from mathtune.report.pictures import charts_of
+from mathtune.report.tables import key_figures
+from mathtune.run_record import RunRecord
+from mathtune.tracking import log_report
+from tests.record_fixtures import full_solver, full_verifier, verifier_record
+
+
+def test_key_figures_come_with_interval_and_n():
+    figures = key_figures(full_verifier())
+    accuracy = full_verifier().links[-1].metrics.accuracy
+    assert (figures["accuracy"], figures["accuracy_low"], figures["accuracy_high"], figures["accuracy_n"]) == (
+        accuracy.value, accuracy.low, accuracy.high, 2000)
+    assert figures["verdict"].startswith("After 3 chunks") and figures["versus_base_p"] < 0.001 and "roc_auc_low" in figures
+    assert {"strict", "flexible"} <= set(key_figures(full_solver())) and "strict" not in figures
+    assert list(key_figures(verifier_record(chunks=0, base=False))) == ["verdict"]
+
+
+@pytest.mark.slow
+def test_the_report_is_kept_offline_without_a_key(tmp_path, monkeypatch):
+    for variable in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT", "WANDB_NAME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    record: RunRecord = verifier_record()
+    chart = charts_of(record)[0]
+    (tmp_path / "accuracy.png").write_bytes(chart.png())
+    log_report(Tracking(project="maths", group="all"), record, key_figures(record), {chart.title: tmp_path / "accuracy.png"},
+               lambda *_, **__: None)
+
+    (folder,) = tmp_path.glob("wandb/offline-run-*")
+    (picture,) = folder.glob("files/media/images/report/*.png")
+    assert picture.read_bytes() == chart.png()
+    (log,) = folder.glob("*.wandb")
+    kept = log.read_bytes()
+    accuracy = record.links[-1].metrics.accuracy
+    for needed in ("nyu-verifier report", "maths", "all", "report/accuracy", "accuracy_low", str(accuracy.low),
+                   str(accuracy.value)):
+        assert needed.encode() in kept, needed
