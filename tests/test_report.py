@@ -98,7 +98,7 @@ def test_a_verifiers_report_says_what_came_of_it(tmp_path):
     last = record.links[-1]
     assert verdict(record) in outline.text
     assert "name: nyu-verifier # <recipe>" in outline.text
-    assert page.count("<svg") == 3  # accuracy, training wide and narrow
+    assert page.count("<svg") == 6  # accuracy, scores by class, reliability, threshold, training wide and narrow
     for needed in ("malformed", "says right", "judged wrong", "served from chain", "50 of 60",
                    "set aside 888", "true share 41.3%", "40,000–60,000", "2.13.0", record.pins["pool"],
                    "PeftModel.from_pretrained", f"always the same verdict: {last.metrics.majority:.1%}",
@@ -213,7 +213,9 @@ def test_the_whole_solvers_report_shows_every_part(tmp_path):
 
 
 def test_a_part_that_a_record_lacks_has_no_section(tmp_path):
-    outline = Outline(page_of(tmp_path, verifier_record(), verifier_errors(3, bare=True)))
+    links = [link.model_copy(update={"metrics": link.metrics.model_copy(update={"calibration": None, "histogram": None})})
+             for link in verifier_record().links]
+    outline = Outline(page_of(tmp_path, verifier_record(links=links), verifier_errors(3, bare=True)))
     assert not {"#confidence", "#slices", "#forgetting", "#leaks", "#marks"} & set(outline.value("href"))
 
 
