@@ -105,7 +105,7 @@ def test_a_verifiers_report_says_what_came_of_it(tmp_path):
                    last.adapter_digest[:8]):
         assert needed in outline.text
     assert str(last.metrics.words.confusion["true"]["malformed"]) in outline.text
-    assert outline.text.count("P(True)") == 50
+    assert outline.text.count("P(True)") >= 50
 
 
 def shape(record: RunRecord, errors: list | None = None, slow: bool = False, *, name: str):
