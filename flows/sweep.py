@@ -65,9 +65,9 @@ def make_trials(work: Workspace, plan: Sweep, parallel: int, deployment: str | N
 
 def prepare_once(work: Workspace, base_too: bool) -> None:
     """Makes what trials that begin together would each make for itself: the rows, and here the base's scores, too."""
-    parts = prepare_data(work)["split"]
+    data = prepare_data(work)
     if base_too:
-        evaluate(work, check_base(work), parts, None, "base")
+        evaluate(work, check_base(work), data["split"], None, data["download"], "base")
     work.engine.close()  # its memory is the trials'
 
 
