@@ -10,7 +10,7 @@ from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit
 
 from mathtune.figures import Bin, Calibration, Interval
-from mathtune.metrics import bootstrap, compare, interval, percentile_interval
+from mathtune.metrics import bootstrap, compare, interval, percentile_interval, share
 from mathtune.questions import scramble
 
 BINS = 10
@@ -53,8 +53,8 @@ def calibrate(margins: np.ndarray, labels: np.ndarray, questions: np.ndarray) ->
     rows = len(labels)
     return Calibration(
         temperature=temperature, threshold=threshold, fitted=int(fitted.sum()), reported=rows,
-        plain=interval(int(correct_before.sum()), rows), accuracy=interval(int(correct_after.sum()), rows),
-        versus_plain=compare(correct_before, correct_after), true_share=interval(int((after > threshold).sum()), rows),
+        plain=share(correct_before, questions), accuracy=share(correct_after, questions),
+        versus_plain=compare(correct_before, correct_after, questions), true_share=share(after > threshold, questions),
         brier_plain=brier_plain, brier=brier, error_plain=error_plain, error=error,
         bins=reliability_bins(after, labels),
         curve=[(float(at), float(np.mean((after > at) == labels))) for at in np.arange(CURVE_POINTS) / (CURVE_POINTS - 1)])
