@@ -62,20 +62,16 @@ def main() -> None:
 
 def measure(folder: Path) -> dict:
     """The search, timed. Runs in a process of its own, so that its peak memory is its own."""
-    import mathtune.leaks as leaks
-
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
     pa.set_cpu_count(2)
     start_mib = peak_mib()
     pool, validation, test = (Questions(name, folder / f"{name}.parquet") for name in ("pool", "validation", "test"))
-    leaks.EXAMPLES = 10**9  # all of them: what was found is compared with what was planted
     began, cpu = time.monotonic(), time.process_time()
-    pairs = find_leaks(pool, [validation, test], NEAR)
-    pairs += find_leaks(validation, [test], NEAR)
+    pairs, rows = find_leaks(pool, [validation, test], NEAR)
+    pairs += find_leaks(validation, [test], NEAR)[0]
     seconds, cpu = time.monotonic() - began, time.process_time() - cpu
-    found = [(example.kind, pair.second, example.second_row) for pair in pairs[:2] for example in pair.examples]
-    np.savez(folder / "found.npz", **{name: np.array(column) for name, column in
-                                      zip(("kind", "part", "row"), zip(*found, strict=True), strict=True)})
+    np.savez(folder / "found.npz", **{name: np.array(rows[column].to_pylist()) for name, column in
+                                      (("kind", "kind"), ("part", "second"), ("row", "second_row"))})
     return {"seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1), "peak_mib": peak_mib(),
             "start_mib": start_mib, "pairs": [pair.model_dump(exclude={"examples"}) for pair in pairs]}
 

@@ -18,6 +18,9 @@ from mathtune.questions import normal_forms, text_keys
 from mathtune.tables import count_rows, iterate_batches, take_rows
 
 EXAMPLES = 5  # of each kind
+# Every row of the second part whose question is in the first, with the row_ids of both.
+LEAK_ROWS = pa.schema([("kind", pa.string()), ("first", pa.string()), ("first_row", pa.int64()), ("second", pa.string()),
+                       ("second_row", pa.int64()), ("similarity", pa.float64())])
 KINDS = ("exact", "normalised", "near")  # the strongest first
 
 
@@ -29,7 +32,7 @@ class Questions:
     path: Path
 
 
-def find_leaks(first: Questions, others: Sequence[Questions], near: float | None) -> list[LeakPair]:
+def find_leaks(first: Questions, others: Sequence[Questions], near: float | None) -> tuple[list[LeakPair], pa.Table]:
     """Looks for the questions of some parts in another, which is read once, batch by batch.
 
     A row of ``others`` counts once, under its strongest kind: exact (the same text is in ``first``), normalised (the same
@@ -42,8 +45,8 @@ def find_leaks(first: Questions, others: Sequence[Questions], near: float | None
         near: similarity from which questions are nearly the same; None: not looked for.
 
     Returns:
-        one pair for each of ``others``, in their order. Of a row's counterparts in ``first`` the example is the first,
-        a near one the most similar of the first batch that has any.
+        one pair for each of ``others``, in their order; and all their duplicates, ``LEAK_ROWS``, in the order of those rows.
+        Of a row's counterparts in ``first`` the first is named, of near ones the most similar of the first batch that has any.
     """
     sought = [_Sought.read(part) for part in others]
     exact = _First(np.concatenate([part.texts for part in sought]))
@@ -62,7 +65,9 @@ def find_leaks(first: Questions, others: Sequence[Questions], near: float | None
         if nearly:
             nearly.note(forms, positions)
         start += batch.num_rows
-    return [_pair(first, part, rows, exact, normalised, nearly) for part, rows in zip(others, sought, strict=True)]
+    found = [_matched(rows, exact, normalised, nearly) for rows in sought]
+    return ([_pair(first, part, one) for part, one in zip(others, found, strict=True)],
+            pa.concat_tables([_rows(first, part, one) for part, one in zip(others, found, strict=True)]))
 
 
 def count_kinds(pairs: Sequence[LeakPair]) -> dict[str, int]:
@@ -162,8 +167,22 @@ def _unseen(texts: np.ndarray, seen: set[int]) -> np.ndarray:
     return np.array(new, np.int64)
 
 
-def _pair(first: Questions, second: Questions, sought: _Sought, exact: _First, normalised: _First,
-          nearly: _Nearly | None) -> LeakPair:
+@dataclass(frozen=True)
+class _Matched:
+    """What was found of a part's questions, row by row.
+
+    Attributes:
+        kind: int64, index of ``KINDS``; -1: nothing was.
+        position: int64 row of the streamed part.
+        similarity: float64; 1 where the kind is not near.
+    """
+
+    kind: np.ndarray
+    position: np.ndarray
+    similarity: np.ndarray
+
+
+def _matched(sought: _Sought, exact: _First, normalised: _First, nearly: _Nearly | None) -> _Matched:
     rows = len(sought.texts)
     kind, position, similarity = np.full(rows, -1), np.full(rows, -1, np.int64), np.ones(rows)
     met = [(exact.of(sought.texts), similarity), (normalised.of(sought.forms), similarity)]
@@ -173,21 +192,33 @@ def _pair(first: Questions, second: Questions, sought: _Sought, exact: _First, n
         fresh = (kind < 0) & (places >= 0)
         kind[fresh], position[fresh] = number, places[fresh]
         similarity = np.where(fresh, likeness, similarity)
-    counts = {name: int((kind == number).sum()) for number, name in enumerate(KINDS)}
-    return LeakPair(first=first.name, second=second.name, first_rows=count_rows(first.path), second_rows=rows, **counts,
-                    examples=_examples(first, second, kind, position, similarity))
+    return _Matched(kind, position, similarity)
 
 
-def _examples(first: Questions, second: Questions, kind: np.ndarray, position: np.ndarray,
-              similarity: np.ndarray) -> list[LeakExample]:
+def _pair(first: Questions, second: Questions, found: _Matched) -> LeakPair:
+    counts = {name: int((found.kind == number).sum()) for number, name in enumerate(KINDS)}
+    return LeakPair(first=first.name, second=second.name, first_rows=count_rows(first.path), second_rows=len(found.kind),
+                    **counts, examples=_examples(first, second, found))
+
+
+def _rows(first: Questions, second: Questions, found: _Matched) -> pa.Table:
+    rows = np.flatnonzero(found.kind >= 0)
+    left, right = (take_rows(part.path, places, ["row_id"])["row_id"].cast(pa.int64())
+                   for part, places in ((first, found.position[rows]), (second, rows)))
+    kinds = pa.array([KINDS[kind] for kind in found.kind[rows].tolist()], pa.string())
+    names = [pa.array([part.name] * len(rows), pa.string()) for part in (first, second)]
+    return pa.table([kinds, names[0], left, names[1], right, pa.array(found.similarity[rows])], schema=LEAK_ROWS)
+
+
+def _examples(first: Questions, second: Questions, found: _Matched) -> list[LeakExample]:
     """The first rows of each kind; of near ones the most similar."""
     chosen = []
     for number in range(len(KINDS)):
-        rows = np.flatnonzero(kind == number)
-        chosen.append(rows[np.argsort(-similarity[rows], kind="stable")][:EXAMPLES])
+        rows = np.flatnonzero(found.kind == number)
+        chosen.append(rows[np.argsort(-found.similarity[rows], kind="stable")][:EXAMPLES])
     rows = np.concatenate(chosen)
-    left = take_rows(first.path, position[rows], ["row_id", "question"]).to_pylist()
+    left = take_rows(first.path, found.position[rows], ["row_id", "question"]).to_pylist()
     right = take_rows(second.path, rows, ["row_id", "question"]).to_pylist()
-    return [LeakExample(kind=KINDS[kind[row]], first_row=one["row_id"], second_row=other["row_id"], first=one["question"],
-                        second=other["question"], similarity=similarity[row])
+    return [LeakExample(kind=KINDS[found.kind[row]], first_row=one["row_id"], second_row=other["row_id"],
+                        first=one["question"], second=other["question"], similarity=found.similarity[row])
             for row, one, other in zip(rows.tolist(), left, right, strict=True)]

@@ -1,6 +1,7 @@
 """Duplicates of questions between the parts of the data: each kind is found and counted once, none is made up."""
 
 import json
+import re
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,10 +16,10 @@ from hypothesis import strategies as st
 from mathtune.chain import Link
 from mathtune.errors import ChainError, DataError
 from mathtune.figures import LeakPair
-from mathtune.leaks import KINDS, Questions, find_leaks
+from mathtune.leaks import KINDS, LEAK_ROWS, Questions, find_leaks
 from mathtune.near import NearIndex, bands, shingle
 from mathtune.questions import normal_forms
-from mathtune.recipe_file import parse_recipe
+from mathtune.recipe_file import apply_override, parse_recipe
 from mathtune.schemas import SOLVER_ROWS, TEST_ROWS
 from mathtune.stages import leaks as stage
 from mathtune.workspace import Workspace
@@ -53,7 +54,9 @@ def counts(pair: LeakPair) -> tuple[int, int, int]:
 def find(folder: Path, first: list[str], *others: list[str], near: float | None = 0.8) -> list[LeakPair]:
     parts = [Questions(f"part {number}", write(folder / f"{number}.parquet", part)) for number, part in
              enumerate((first, *others))]
-    return find_leaks(parts[0], parts[1:], near)
+    pairs, rows = find_leaks(parts[0], parts[1:], near)
+    assert rows.schema == LEAK_ROWS and len(rows) == sum(sum(counts(pair)) for pair in pairs)
+    return pairs
 
 
 # --- what is found ---
@@ -165,16 +168,18 @@ def planted(tmp_path):
             return {}
 
         recipe = parse_recipe({
-            "name": "small", "task": "solver", "source": {"generator": {"rows": 9, "test_rows": 9}},
+            "name": "small", "task": "solver",
             "prompt": {"template": "{question}"}, "model": {"base": "builtin:demo"}, "grpo": {"prompts": 100, "max_steps": 1},
-            "storage": {"root": str(tmp_path / "store"), "runs": str(tmp_path / "runs")}, **changes})
+            "storage": {"root": str(tmp_path / "store"), "runs": str(tmp_path / "runs")},
+            "source": {"generator": {"rows": 9, "test_rows": 9}}, **changes})
         with Workspace(recipe, "only") as work:
             notices = []
             work.listeners.append(lambda event: notices.append(event["text"]) if event["event"] == "notice" else None)
             raw = work.artifacts.get_or_build("download", "planted", lambda folder: write(
                 folder / "test.parquet", test, TEST_ROWS, first=300) and {})
             parts = work.artifacts.get_or_build("split", "planted", split)
-            yield SimpleNamespace(work=work, raw=raw, parts=parts, notices=notices, file=work.run.path / "leaks.json")
+            yield SimpleNamespace(work=work, raw=raw, parts=parts, notices=notices, file=work.run.path / "leaks.json",
+                                  rows=work.run.path / "leaks.parquet")
 
     return make
 
@@ -206,7 +211,11 @@ def test_a_planted_leak_of_each_kind_between_each_two_parts(planted, kind, first
             assert [(one.kind, one.first_row, one.second_row) for one in pair.examples] == [
                 (kind, offset[first] + 2, offset[second] + 4)] * len(expected)
         assert f"1 {kind}" in outcome.summary
-        assert len(run.notices) == 1 and f"too: 1 {kind};" in run.notices[0] and str(run.file) in run.notices[0]
+        how = {"exact": "exactly those of", "normalised": "but for case, spaces or number format those of",
+               "near": "nearly those of"}[kind]
+        [notice] = run.notices
+        assert notice.startswith(f"1 of 9 {second} questions are {how} {first.removesuffix(' pool')}"), notice
+        assert notice.endswith(f"see {run.file}")
         assert [pair[kind] for pair in json.loads(run.file.read_text())].count(1) == 1
 
 
@@ -224,6 +233,9 @@ def test_a_planted_leak_of_each_kind_among_the_prompts(planted, kind):
         written = [(pair["first"], pair["second"]) for pair in json.loads(run.file.read_text())]
         assert written == [("training pool", "validation"), ("training pool", "test"), ("validation", "test"),
                            ("GRPO prompts", "validation"), ("GRPO prompts", "test")]
+        rows = pq.read_table(run.rows).to_pylist()
+        assert [(row["first_row"], row["second_row"]) for row in rows if row["first"] == "GRPO prompts"] == [
+            (103, 209), (105, 300)] and len(rows) == 4
 
 
 def test_exact_ones_stop_the_run_and_say_where(planted):
@@ -232,9 +244,12 @@ def test_exact_ones_stop_the_run_and_say_where(planted):
             stage.leaks(run.work, run.raw, run.parts)
         assert caught.value.what == ("5 of 14 test rows have exactly the question of a row of training pool: row_id "
                                      "309 (training pool row_id 101), 310 (training pool row_id 102), "
-                                     "311 (training pool row_id 103), ...")
-        assert caught.value.where == "source" and "leaks.exact=report" in caught.value.remedy
-        assert json.loads(run.file.read_text())[1]["exact"] == 5  # all of it can be looked at
+                                     f"311 (training pool row_id 103), ...; all of them: {run.rows}")
+        assert caught.value.where == "source" and caught.value.remedy == "leaks.exact=report to go on"  # of a generator
+        assert json.loads(run.file.read_text())[1]["exact"] == 5
+        assert [(row["kind"], row["first"], row["first_row"], row["second"], row["second_row"])
+                for row in pq.read_table(run.rows).to_pylist()] == [
+                    ("exact", "training pool", 101 + row, "test", 309 + row) for row in range(5)]  # so they can be taken out
         train_all(run)
         with pytest.raises(DataError, match="5 of 14 test rows .* GRPO prompts"):
             stage.prompt_leaks(run.work, run.raw, run.parts, run.work.artifacts.find(
@@ -250,6 +265,27 @@ def test_questions_on_both_sides_of_the_split_are_what_a_split_by_row_asks_for(p
         else:
             assert stage.leaks(run.work, run.raw, run.parts).summary.startswith("1 exact")
             assert len(run.notices) == 1
+
+
+@pytest.mark.parametrize(("given", "name"), [({"path": "rows", "test_path": "t.csv"}, "test_path"),
+                                             ({"hub": "a/b", "test_split": "test"}, "test_split")])
+def test_the_remedy_is_overrides_that_the_recipe_takes(planted, given, name):
+    with planted(POOL, VALIDATION, [*TEST, POOL[0]], source=given) as run:
+        with pytest.raises(DataError) as caught:
+            stage.leaks(run.work, run.raw, run.parts)
+        overrides = re.findall(r"source\.[\w=]+", caught.value.remedy)
+        assert len(overrides) == 2
+        values = run.work.recipe.model_dump()
+        for override in overrides:
+            apply_override(values, override)
+        changed = parse_recipe(values).source
+        assert changed.holdout > 0 and getattr(changed, name) is None
+
+
+@pytest.mark.parametrize(("kind", "rows", "told"), [("near", 90, 1), ("near", 110, 0), ("normalised", 110, 1)])
+def test_a_few_near_ones_are_not_worth_a_notice(planted, kind, rows, told):
+    with planted(POOL, [*(question(1000 + row) for row in range(rows - 1)), leak(kind, POOL[0])], TEST) as run:
+        assert f"1 {kind}" in stage.leaks(run.work, run.raw, run.parts).summary and len(run.notices) == told
 
 
 def test_what_was_found_is_served_until_data_or_limit_change(planted):
