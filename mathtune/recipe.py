@@ -265,6 +265,8 @@ class Recipe(Section):
             raise ValueError("balance and submission belong to a verifier")
         if self.task == "verifier" and self.grpo:
             raise ValueError("grpo belongs to a solver")
+        if self.task == "verifier" and self.evaluation.samples:
+            raise ValueError("evaluation.samples belongs to a solver: nothing is drawn of a verifier")
         if self.task == "solver" and (given := template_fields(self.prompt.template) - {"question"}):
             raise ValueError(f"a solver's prompt must not hold the {{{min(given)}}}")
         if self.task == "solver" and self.evaluation.max_new_tokens >= self.model.max_length:

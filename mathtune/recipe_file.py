@@ -2,8 +2,11 @@
 
 import difflib
 import re
+from functools import reduce
+from operator import getitem
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -12,6 +15,10 @@ from mathtune.errors import RecipeError
 from mathtune.recipe import Recipe
 
 Checked = TypeVar("Checked", bound=BaseModel)
+# How mistakes call the kinds of values, and the bounds of numbers.
+NAMES = {float: "a number", int: "a whole number", str: "a text", bool: "true or false", tuple: "a list", list: "a list",
+         dict: "a mapping"}
+BOUNDS = {"ge": "from", "gt": "above", "le": "to", "lt": "below"}
 
 
 def load_recipe(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
@@ -67,7 +74,7 @@ def validated(section: type[Checked], values: dict[str, Any]) -> tuple[Checked |
     try:
         return section.model_validate(values), []
     except ValidationError as error:
-        return None, [_describe(section, mistake) for mistake in error.errors()]
+        return None, list(dict.fromkeys(_describe(section, mistake, values) for mistake in error.errors()))
 
 
 def listed(mistakes: list[str], what: str) -> str:
@@ -129,23 +136,58 @@ def set_value(values: dict[str, Any], key: str, value: Any) -> None:
     values[last] = value
 
 
-def _describe(root: type[BaseModel], mistake: dict[str, Any]) -> str:
+def _describe(root: type[BaseModel], mistake: dict[str, Any], values: dict[str, Any]) -> str:
+    key, kind, below = _field_at(root, mistake["loc"])
     path = ".".join(str(part) for part in mistake["loc"])
     if mistake["type"] == "extra_forbidden":
-        known = list(_section_at(root, mistake["loc"][:-1]).model_fields)
-        near = difflib.get_close_matches(str(mistake["loc"][-1]), known, n=1, cutoff=0.5)
-        return f"{path}: unknown key" + (f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}")
+        section, known = ".".join(key), list(_section_of(kind).model_fields)
+        near = difflib.get_close_matches(str(below[0]), known, n=1, cutoff=0.5)
+        if near:
+            return f"{path}: unknown key; did you mean {section}{'.' if section else ''}{near[0]}?"
+        return f"{path}: unknown key; known: {', '.join(known)}"
     if mistake["type"] == "missing":
         return f"{path}: missing"
+    if below and len(_options(kind)) > 1:  # pydantic tells a mistake for each kind that the value could have had
+        return f"{'.'.join(key)}: should be {allowed(kind)} (got {reduce(getitem, key, values)!r})"
     message = mistake["msg"].removeprefix("Value error, ")
     got = f" (got {mistake['input']!r})" if not isinstance(mistake["input"], dict | BaseModel) else ""
     return f"{path}: {message}{got}" if path else f"{message}{got}"
 
 
-def _section_at(root: type[BaseModel], path: tuple) -> type[BaseModel]:
-    section = root
-    for part in path:
-        annotation = section.model_fields[part].annotation
-        options = [option for option in (annotation, *get_args(annotation)) if isinstance(option, type)]
-        section = next(option for option in options if issubclass(option, BaseModel))
-    return section
+def allowed(kind: Any) -> str:
+    """The values that a field takes, in words: "a number from 0 to 1, or fitted"."""
+    return ", or ".join(_words(option) for option in sorted(_options(kind), key=lambda one: get_origin(one) is Literal))
+
+
+def _words(kind: Any) -> str:
+    if get_origin(kind) is Annotated:
+        kind, *rules = get_args(kind)
+        bounds = [(word, getattr(one, name)) for rule in rules for one in getattr(rule, "metadata", ())
+                  for name, word in BOUNDS.items() if hasattr(one, name)]
+        if [word for word, _ in bounds] == ["from", "to"]:
+            return f"{_words(kind)} from {bounds[0][1]} to {bounds[1][1]}"
+        return " ".join([_words(kind), *(f"{word} {bound}" for word, bound in bounds)])
+    if get_origin(kind) is Literal:
+        return " or ".join(str(value) for value in get_args(kind))
+    return NAMES.get(get_origin(kind) or kind, "a section")
+
+
+def _options(kind: Any) -> list[Any]:
+    """The kinds of value that an annotation allows besides null."""
+    return [one for one in get_args(kind) if one is not NoneType] if get_origin(kind) in (Union, UnionType) else [kind]
+
+
+def _section_of(kind: Any) -> type[BaseModel] | None:
+    return next((one for one in _options(kind) if isinstance(one, type) and issubclass(one, BaseModel)), None)
+
+
+def _field_at(root: type[BaseModel], path: tuple) -> tuple[list[str], Any, tuple]:
+    """The field that an error's path leads to: its key, its annotation, and what of the path lies inside the value."""
+    key, kind = [], root
+    for place, part in enumerate(path):
+        section = _section_of(kind)
+        if section is None or part not in section.model_fields:
+            return key, kind, path[place:]
+        key.append(part)
+        kind = section.model_fields[part].annotation
+    return key, kind, ()

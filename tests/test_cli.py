@@ -56,7 +56,7 @@ def nothing_half_written(folder: Path) -> bool:
 # --- what is wrong before anything runs ---
 
 @pytest.mark.parametrize(("override", "message"), [
-    ("sft.learning_rat=1", "sft.learning_rat: unknown key; did you mean learning_rate?"),
+    ("sft.learning_rat=1", "sft.learning_rat: unknown key; did you mean sft.learning_rate?"),
     ("name=a/b", "name: letters, digits"),
     ("name=..", "name: letters, digits"),
     ("chunks.start=500", "start (500) must be below end (192)"),

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from mathtune.errors import RecipeError
@@ -36,12 +37,29 @@ def test_all_mistakes_are_reported_at_once_with_their_paths(recipe_values):
     with pytest.raises(RecipeError) as caught:
         parse_recipe(values)
     text = str(caught.value)
-    assert "sft.learning_rat: unknown key; did you mean learning_rate?" in text
-    assert "source.generator.row: unknown key; did you mean rows?" in text
+    assert "sft.learning_rat: unknown key; did you mean sft.learning_rate?" in text
+    assert "source.generator.row: unknown key; did you mean source.generator.rows?" in text
     assert "model.base: missing" in text
     assert "sft.epochs: " in text and "(got -1)" in text
     assert "name: " in text and "'../up'" in text
     assert "6 mistakes" in text  # the chain takes the run's name, so it is wrong, too
+
+
+@pytest.mark.parametrize(("override", "mistake"), [
+    ("submission.threshold=1.5", "submission.threshold: should be a number from 0 to 1, or fitted (got 1.5)"),
+    ("submission.threshold=best", "submission.threshold: should be a number from 0 to 1, or fitted (got 'best')"),
+    ("source.columns.question=[1, 2]", "source.columns.question: should be a text, or a list (got [1, 2])"),
+    ("source.columns.answer=3", "source.columns.answer: should be a text, or a list (got 3)"),
+    ("lora.rnk=3", "lora.rnk: unknown key; did you mean lora.rank?"),
+    ("lora.targets=[1]", "lora.targets.0: Input should be a valid string (got 1)"),
+    ("evaluation.reject_p=2", "evaluation.reject_p: Input should be less than 1 (got 2)"),
+    ("nam=3", "nam: unknown key; did you mean name?"),
+])
+def test_a_mistake_is_told_once_under_its_key(tmp_path, recipe_values, override, mistake):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe_values()))
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(tmp_path / "recipe.yaml", [override])
+    assert caught.value.what == f"1 mistake in the recipe\n  {mistake}"
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", "../x", "", " x", "a\0b", "/abs", "x" * 65])
@@ -52,6 +70,7 @@ def test_names_that_could_leave_the_folder_are_refused(recipe_values, name):
 
 @pytest.mark.parametrize(("task", "changes", "message"), [
     ("verifier", {"grpo": {"prompts": 8, "max_steps": 1}}, "grpo belongs to a solver"),
+    ("verifier", {"evaluation": {"samples": 4}}, "evaluation.samples belongs to a solver"),
     ("solver", {"balance": {"per_class": 5}}, "belong to a verifier"),
     ("solver", {"prompt": {"template": "{question} {answer}"}}, "must not hold the {answer}"),
     ("solver", {"prompt": {"template": "{question} {solution}"}}, "must not hold the {solution}"),
@@ -71,8 +90,6 @@ def test_contradictions_are_refused(recipe_values, task, changes, message):
 
 
 def test_overrides_reach_into_sections_and_read_values_as_yaml(tmp_path, recipe_values):
-    import yaml
-
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe_values()))
     recipe = load_recipe(path, ["sft.learning_rate=1e-4", "lora.targets=[q_proj, v_proj]", "tracking.project=maths",

@@ -74,8 +74,8 @@ def test_every_mistake_is_told_before_anything_runs(write_sweep):
     text = str(caught.value)
     for mistake in ("grid: validation.rows: trials run on the same rows", "grid: sft.epochs: also set for every trial",
                     "grid: trial 3 is called as trial 1", "trial ranks-rank0: lora.rank: ",
-                    "trial ranks-rnk3: lora.rnk: unknown key",
-                    "chunks.sise: unknown key; did you mean size?", "mistakes in the sweep"):
+                    "trial ranks-rnk3: lora.rnk: unknown key; did you mean lora.rank?",
+                    "chunks.sise: unknown key; did you mean chunks.size?", "mistakes in the sweep"):
         assert mistake in text, text
     assert text.count("chunks.sise") == 1  # the recipe's own mistake is told once, not for every trial
     for wrong, message in (({"grid": {"lora.rank": [4]}}, "a sweep compares two at least"),
