@@ -40,7 +40,7 @@ def calibrate(margins: np.ndarray, labels: np.ndarray, questions: np.ndarray) ->
     Returns:
         None where a half has only one label.
     """
-    fitted = first_half(questions)
+    fitted = first_half(questions, labels)
     if any(labels[half].all() or not labels[half].any() for half in (fitted, ~fitted)):
         return None
     temperature = fit_temperature(margins[fitted], labels[fitted])
@@ -60,11 +60,22 @@ def calibrate(margins: np.ndarray, labels: np.ndarray, questions: np.ndarray) ->
         curve=[(float(at), float(np.mean((after > at) == labels))) for at in np.arange(CURVE_POINTS) / (CURVE_POINTS - 1)])
 
 
-def first_half(questions: np.ndarray) -> np.ndarray:
-    """Which rows (bool) ask the first half of the different questions, in a seeded order of their keys (uint64)."""
-    different = np.unique(questions)
-    order = np.argsort(scramble(different, HALVES_SEED))
-    return np.isin(questions, different[order[:len(different) // 2]])
+def first_half(questions: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Which rows (bool) ask the first half of the different questions.
+
+    Every second question of those with as many rows and as many True ones, in a seeded order of their keys: both halves have
+    the same mixture, and are the same for every link.
+
+    Args:
+        questions: uint64 (rows,), keys.
+        labels: bool (rows,).
+    """
+    different, codes = np.unique(questions, return_inverse=True)
+    order = np.lexsort([scramble(different, HALVES_SEED), np.bincount(codes, labels, minlength=len(different)),
+                        np.bincount(codes, minlength=len(different))])
+    first = np.zeros(len(different), dtype=bool)
+    first[order[1::2]] = True
+    return first[codes]
 
 
 def fit_temperature(margins: np.ndarray, labels: np.ndarray) -> float:
