@@ -92,7 +92,8 @@ def write_record(work: Workspace, plan: Sweep, found: list[TrialRecord]) -> Swee
     """``sweep.json`` and ``sweep.csv``: every trial held against the best."""
     runs = {trial.name: run_folder(trial).path.parent for trial in plan.trials}
     best, trials = judged(found, {one.name: read_scored(one.name, runs[one.name]) for one in found if one.state == "done"})
-    record = SweepRecord(name=plan.name, created=datetime.now(UTC), best=best, trials=trials)
+    record = SweepRecord(name=plan.name, created=datetime.now(UTC), best=best, trials=trials).beside_base(
+        [run_folder(trial).path / "metrics.json" for trial, one in zip(plan.trials, found, strict=True) if one.state == "done"])
     work.run.write("sweep.json", record.model_dump_json(indent=2) + "\n")
     work.run.write("sweep.csv", as_csv(record))
     return record

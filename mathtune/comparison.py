@@ -116,15 +116,14 @@ def read_scored(reference: str, runs: Path) -> Scored:
     parts = _REFERENCE.fullmatch(reference)
     if parts is None:
         raise ChainError("it names no run", where=f"{reference!r}", remedy="RUN, RUN:2, RUN:base or a run's folder")
-    folder = Path(parts["run"]) if "/" in parts["run"] else runs / parts["run"]
-    files = {path.stem.removeprefix("link-"): path for path in folder.glob(f"{SCORES}/*.parquet")}
+    folder = _folder(parts["run"], runs)
+    files = _score_files(folder)
     if not files:
-        raise _not_evaluated(folder)
+        raise _no_such_link(reference, runs) or _not_evaluated(folder)
     link = parts["link"] or max(files, key=lambda name: -1 if name == "base" else int(name))
     if link not in files:
-        there = ", ".join(sorted(files, key=lambda name: (name != "base", len(name), name)))
         raise ChainError(f"{'the base' if link == 'base' else f'link {link}'} was not evaluated there", where=str(folder),
-                         remedy=f"there are: {there}")
+                         remedy=_links_there(files))
     facts = json.loads(pq.read_schema(files[link]).metadata[FACTS])
     return Scored(f"{parts['run'].rstrip('/')}:{link}", facts["title"], facts["task"], pq.read_table(files[link]).to_pandas(),
                   pq.read_table(folder / ROWS).to_pandas())
@@ -193,6 +192,25 @@ def said(pair: dict[str, Any], side: str) -> str:
         return f"{bool(pair[f'prediction_{side}'])} (P(True) {pair[f'p_true_{side}']:.2f})"
     given = pair[f"given_{side}"]
     return " ".join(given.split()) if isinstance(given, str) else pair[f"outcome_{side}"]
+
+
+def _folder(run: str, runs: Path) -> Path:
+    return Path(run) if "/" in run else runs / run
+
+
+def _score_files(folder: Path) -> dict[str, Path]:
+    return {path.stem.removeprefix("link-"): path for path in folder.glob(f"{SCORES}/*.parquet")}
+
+
+def _links_there(files: Iterable[str]) -> str:
+    return f"there are: {', '.join(sorted(files, key=lambda name: (name != 'base', len(name), name)))}"
+
+
+def _no_such_link(reference: str, runs: Path) -> ChainError | None:
+    """That a run is there, but what follows the colon is none of its links."""
+    run, colon, link = reference.rpartition(":")
+    files = _score_files(_folder(run, runs)) if colon else {}
+    return ChainError(f"{link!r} is no link", where=str(_folder(run, runs)), remedy=_links_there(files)) if files else None
 
 
 def _not_evaluated(folder: Path) -> ChainError:

@@ -7,6 +7,7 @@ these very rows: how far the others are behind it is told somewhat too large, an
 import csv
 import io
 import json
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import AwareDatetime
@@ -16,7 +17,7 @@ from mathtune.comparison import Scored, correct_on_common
 from mathtune.digests import digest_value
 from mathtune.figures import Comparison, Interval, Part
 from mathtune.metrics import compare, share
-from mathtune.run_record import LinkRecord
+from mathtune.run_record import LinkRecord, RunRecord
 from mathtune.sweep import Trial
 
 SURE = 0.05
@@ -60,12 +61,29 @@ class TrialRecord(Part):
 
 
 class SweepRecord(Part):
-    """A sweep, its trials in the order of the grid. ``best``: the name of the most accurate one; None where none is done."""
+    """A sweep.
+
+    Attributes:
+        best: the name of the most accurate trial; None where none is done.
+        trials: in the order of the grid.
+        base: accuracy of the base without an adapter, where all trials have the same.
+        majority: verifier: accuracy of always saying the more frequent label, on the same rows.
+    """
 
     name: str
     created: AwareDatetime
     best: str | None
     trials: list[TrialRecord]
+    base: Interval | None = None
+    majority: float | None = None
+
+    def beside_base(self, files: list[Path]) -> "SweepRecord":
+        """The same with ``base`` and ``majority``, read from the ``metrics.json`` of trials; those that are not there are
+        left out."""
+        bases = [RunRecord.model_validate_json(file.read_text()).base for file in files if file.is_file()]
+        if not bases or bases[0] is None or any(base.accuracy != bases[0].accuracy for base in bases):
+            return self
+        return self.model_copy(update={"base": bases[0].accuracy, "majority": getattr(bases[0], "majority", None)})
 
 
 def trial_costs(links: list[LinkRecord]) -> dict[str, Any]:
@@ -94,7 +112,10 @@ def judged(trials: list[TrialRecord], scored: dict[str, Scored]) -> tuple[str | 
     versus = {name: compare(right[best.name], right[name], questions) for name in others}
     adjusted = dict(zip(others, holm([versus[name].p for name in others]), strict=True))
     accuracy = {name: share(flags, questions) for name, flags in right.items()}
-    return best.name, [_judged(trial, *(found.get(trial.name) for found in (accuracy, versus, adjusted))) for trial in trials]
+    verdicts = {name: "really worse" if p < SURE else "could be chance" for name, p in adjusted.items()}
+    verdicts[best.name] = "the best" if others and set(verdicts.values()) == {"really worse"} else "highest"
+    return best.name, [_judged(trial, *(found.get(trial.name) for found in (accuracy, versus, adjusted, verdicts)))
+                       for trial in trials]
 
 
 def holm(p_values: list[float]) -> list[float]:
@@ -102,12 +123,11 @@ def holm(p_values: list[float]) -> list[float]:
     return multipletests(p_values, method="holm")[1].tolist() if p_values else []
 
 
-def _judged(trial: TrialRecord, accuracy: Interval | None, versus: Comparison | None, p: float | None) -> TrialRecord:
+def _judged(trial: TrialRecord, accuracy: Interval | None, versus: Comparison | None, p: float | None,
+            verdict: str | None) -> TrialRecord:
     if accuracy is None:
         return trial
-    verdict = "the best" if versus is None else "really worse" if p < SURE else "could be chance"
-    return trial.model_copy(update={"accuracy": accuracy, "versus_best": versus, "p_adjusted": p,
-                                    "verdict": verdict})
+    return trial.model_copy(update={"accuracy": accuracy, "versus_best": versus, "p_adjusted": p, "verdict": verdict})
 
 
 def empty_record(trial: Trial, state: State, **fields: Any) -> TrialRecord:

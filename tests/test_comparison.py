@@ -1,7 +1,7 @@
 """Two systems on the same rows: matched by content, left-out rows counted, a planted tie, and the command."""
 
 import io
-import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +17,7 @@ from rich.console import Console
 from flows.compare import chance_text, show_comparison
 from mathtune.comparison import RowsCompared, Scored, compare_scores, correct_on_common, read_scored
 from mathtune.demo.problems import rows as demo_rows
-from mathtune.errors import ChainError, DataError
+from mathtune.errors import ChainError, DataError, RecipeError
 from mathtune.metrics import compare
 from mathtune.run_record import LinkRecord
 from mathtune.stages.compare import write_scores
@@ -96,7 +96,7 @@ def test_any_order_gives_the_paired_test_of_the_rows_in_order(triples, ranks):
     second = solver_scored([(triples[i][0], triples[i][2]) for i in order])
     _, right_first, right_second = (np.array(column) for column in zip(*triples, strict=True))
     found = compare_scores(first, second)
-    assert found.versus == compare(right_first, right_second)
+    assert found.versus == compare(right_first, right_second, np.arange(len(triples)))
     assert found.first.left_out == found.second.left_out == 0
     both, questions = correct_on_common([first, second])
     assert compare(*both, questions) == found.versus
@@ -132,12 +132,17 @@ def test_what_cannot_be_compared_is_refused_with_what_to_do(runs):
     with pytest.raises(ChainError, match="link 7 was not evaluated there") as caught:
         read_scored("one:7", runs)
     assert caught.value.remedy == "there are: base, 1, 2"
+    with pytest.raises(ChainError, match="'foo' is no link") as caught:
+        read_scored("one:foo", runs)
+    assert caught.value.remedy == "there are: base, 1, 2"
+    with pytest.raises(RecipeError, match="--examples -1"):
+        show_comparison(Console(), "one:base", "one:1", runs, -1, None)
     (runs / "empty").mkdir()
     with pytest.raises(ChainError, match="no scores to compare"):
         read_scored("empty", runs)
 
 
-@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("width", [60, 80, 120])
 @pytest.mark.parametrize(("first", "second", "shows"), [
     ("one:base", "one", ["sft[10:20)", "points (", "rows gained", "rows lost", "P(True)", "which is"]),
     ("solver:base", "solver:1", ["right answer", "cut off"]),
@@ -149,7 +154,12 @@ def test_the_command_fits_its_terminal(runs, tmp_path, width, first, second, sho
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= width
     assert not [words for words in shows if words not in text], text
-    assert json.loads((tmp_path / "found.json").read_text())["versus"]["n"] == ROWS
+    found = RowsCompared.model_validate_json((tmp_path / "found.json").read_text())
+    assert found.versus.n == ROWS and len(found.gained) + len(found.lost) == len(re.findall(r"^  row \d+: ", text, re.M))
+    for row in found.gained + found.lost:  # nothing that is compared is cut
+        assert f" {row.first}\n" in re.sub(" +\n", "\n", text) and " ".join(row.question.split()) in " ".join(text.split())
+    for side in (found.first, found.second):
+        assert f"{side.accuracy.value:.1%}" in text and f"({side.accuracy.low:.1%} to {side.accuracy.high:.1%})" in text
 
 
 def test_scores_of_links_that_are_gone_are_removed(tmp_path):

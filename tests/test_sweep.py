@@ -18,10 +18,11 @@ from flows import sweep as sweeping
 from flows.sweep_table import artifact_key, sweep_table
 from mathtune.comparison import Scored
 from mathtune.errors import RecipeError
-from mathtune.metrics import compare
+from mathtune.metrics import compare, interval
 from mathtune.recipe_source import NAME_PATTERN
 from mathtune.sweep import load_sweep, trial_name, with_absolute_paths
 from mathtune.sweep_record import SweepRecord, TrialRecord, as_csv, judged
+from tests.record_fixtures import verifier_record
 
 
 @pytest.fixture
@@ -135,7 +136,7 @@ def test_every_trial_is_held_against_the_best_with_holms_correction(seed, count)
     assert sum(right[int(best)]) == right.sum(axis=1).max()
     others = [trial for trial in trials if trial.name != best]
     assert [trial.versus_best for trial in others] == [
-        compare(right[int(best)], right[int(trial.name)]) for trial in others]
+        compare(right[int(best)], right[int(trial.name)], np.arange(40)) for trial in others]
     ascending = sorted(others, key=lambda trial: trial.versus_best.p)  # Holm's step-down by its definition
     least = 0.0
     for place, trial in enumerate(ascending):
@@ -153,26 +154,50 @@ def record() -> SweepRecord:
              trial_record("broken", state="failed", error="no module\n→ name one", trainable=None, parameters=None,
                           seconds=None, peak_rss_gib=None)]
     best, trials = judged(found, {"large": scored("l", good), "small": scored("s", good), "bad": scored("b", other)})
-    return SweepRecord(name="a Sweep_1", created=datetime(2025, 3, 1, tzinfo=UTC), best=best, trials=trials)
+    return SweepRecord(name="a Sweep_1", created=datetime(2025, 3, 1, tzinfo=UTC), best=best, trials=trials,
+                       base=interval(100, 200), majority=0.6)
+
+
+def test_the_highest_is_the_best_only_where_all_others_are_really_worse():
+    good, bad = np.arange(200) < 160, np.arange(200) < 60
+    for others, verdict in ((["b"], "the best"), ([], "highest"), (["b", "a2"], "highest")):
+        flags = {"a": good, "b": bad, "a2": good[::-1]}
+        names = ["a", *others]
+        best, trials = judged([trial_record(name) for name in names], {name: scored(name, flags[name]) for name in names})
+        assert (best, trials[0].verdict) == ("a", verdict)
+
+
+def test_base_and_majority_are_those_that_all_trials_share(record, tmp_path):
+    files = [tmp_path / f"{number}.json" for number in range(3)]
+    for file in files[:2]:
+        file.write_text(verifier_record(rows=300).model_dump_json())
+    base = verifier_record(rows=300).base
+    found = record.model_copy(update={"base": None, "majority": None}).beside_base(files)
+    assert (found.base, found.majority) == (base.accuracy, base.majority)
+    files[2].write_text(verifier_record(rows=400).model_dump_json())
+    assert found.model_copy(update={"base": None}).beside_base(files).base is None
 
 
 def test_a_planted_tie_is_no_real_difference_and_the_smaller_one_is_the_best(record):
     assert record.best == "small"
     assert {trial.name: trial.verdict for trial in record.trials} == {
-        "large": "could be chance", "small": "the best", "bad": "really worse", "broken": ""}
+        "large": "could be chance", "small": "highest", "bad": "really worse", "broken": ""}
     assert record.trials[0].p_adjusted == 1.0 and record.trials[3].accuracy is None
     assert SweepRecord.model_validate_json(record.model_dump_json()) == record
 
 
-@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("width", [60, 80, 120])
 def test_the_table_and_the_csv_hold_every_trial(record, width):
     console = Console(width=width, record=True, file=io.StringIO())
     console.print(sweep_table(record))
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= width
-    for shown in ("3 of 4 trials, all on the same 200 validation rows", "CPU peak", "10.00%", "2e-4", "p < 0.001", "failed",
-                  "the best", "61 s", "0.75 GiB"):
-        assert shown in text, text
+    wide = ("CPU peak", "(10.00%)", "trained (of all)", "61 s", "0.75 GiB")
+    for shown in ("3 of 4 trials, all on the same 200 validation rows", "2e-4", " points,", "p < 0.001", "failed",
+                  "highest", "really", *(f"{trial.accuracy.low:.1%} to" for trial in record.trials if trial.accuracy),
+                  "base        50.0% (43.1% to 56.9%)", "majority    60.0%", *(wide if width == 120 else ())):
+        assert shown in " ".join(text.split()) or shown in text, text
+    assert "left out, for the width: CPU peak" in text or width > 60
     lines = list(csv.DictReader(io.StringIO(as_csv(record))))
     assert [line["trial"] for line in lines] == ["large", "small", "bad", "broken"]
     assert (lines[2]["n"], lines[2]["verdict"], lines[3]["error"]) == ("200", "really worse", "no module\n→ name one")
