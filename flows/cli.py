@@ -24,10 +24,16 @@ app = App(name="mathtune", version=__version__, console=console,
          "--debug after any command adds the traceback of an error.")
 
 Overrides = Annotated[str, Parameter(help="key=value, for example sft.learning_rate=1e-4", allow_leading_hyphen=False)]
+RecipeFile = Annotated[Path, Parameter(help="the recipe's YAML, for example recipes/demo.yaml")]
+SweepFile = Annotated[Path, Parameter(help="the sweep's YAML, for example recipes/demo_sweep.yaml")]
+ChainName = Annotated[str, Parameter(help="the recipe's chain; where it names none, the recipe's name")]
+First = Annotated[str, Parameter(help="what is compared against: RUN, RUN:2, RUN:base or a run's folder")]
+Second = Annotated[str, Parameter(help="what is held against it, likewise")]
+LONG = 300  # characters of an error of somebody else's that are still read
 
 
 @app.command
-def run(recipe: Path, *overrides: Overrides, accept: bool = False, skip: bool = False):
+def run(recipe: RecipeFile, *overrides: Overrides, accept: bool = False, skip: bool = False):
     """Run a recipe from its source to its report. What is there already is served, not computed again.
 
     Parameters
@@ -43,7 +49,7 @@ def run(recipe: Path, *overrides: Overrides, accept: bool = False, skip: bool = 
 
 
 @app.command
-def train(recipe: Path, *overrides: Overrides, start: int | None = None, end: int | None = None,
+def train(recipe: RecipeFile, *overrides: Overrides, start: int | None = None, end: int | None = None,
           next_rows: Annotated[int | None, Parameter(name="--next")] = None, allow_gap: bool = False, accept: bool = False,
           skip: bool = False):
     """Train one range of the pool on top of the chain's head.
@@ -71,15 +77,20 @@ def train(recipe: Path, *overrides: Overrides, start: int | None = None, end: in
 
 
 @app.command
-def evaluate(recipe: Path, *overrides: Overrides):
-    """Score the base and every link of the chain on the fixed validation rows."""
+def evaluate(recipe: RecipeFile, *overrides: Overrides):
+    """Score the base and every link of the chain on the fixed validation rows.
+
+    What is scored already is served; nothing is trained.
+
+    For example: mathtune evaluate recipes/demo.yaml evaluation.words_rows=500
+    """
     from flows.parts import evaluate_chain
 
     execute.execute(console, evaluate_chain, load_recipe(recipe, overrides))
 
 
 @app.command
-def submit(recipe: Path, *overrides: Overrides, link: int | None = None):
+def submit(recipe: RecipeFile, *overrides: Overrides, link: int | None = None):
     """Write predictions, and for a verifier the submission, from the head or another link.
 
     Parameters
@@ -93,8 +104,11 @@ def submit(recipe: Path, *overrides: Overrides, link: int | None = None):
 
 
 @app.command
-def plan(recipe: Path, *overrides: Overrides):
-    """Show what would run, what is there already, tokens, memory and time."""
+def plan(recipe: RecipeFile, *overrides: Overrides):
+    """Show what would run, what is there already, tokens, memory and time.
+
+    For example: mathtune plan recipes/demo.yaml chunks.size=2000
+    """
     from flows.plan import show_plan
 
     show_plan(console, load_recipe(recipe, overrides))
@@ -110,8 +124,10 @@ def doctor():
 
 
 @app.command
-def chain(name: str, *, root: str = ".mathtune", cache: Path = Path(".mathtune")):
-    """Show the links of a chain.
+def chain(name: ChainName, *, root: str = ".mathtune", cache: Path = Path(".mathtune")):
+    """Show the links of a chain: their rows, accuracy, and whether they were accepted.
+
+    For example: mathtune chain demo
 
     Parameters
     ----------
@@ -126,12 +142,14 @@ def chain(name: str, *, root: str = ".mathtune", cache: Path = Path(".mathtune")
 
 
 @app.command
-def compare(first: str, second: str, *, runs: Path = Path("runs"), examples: int = 3,
+def compare(first: First, second: Second, *, runs: Path = Path("runs"), examples: int = 3,
             json: Annotated[Path | None, Parameter(name="--json")] = None):
     """Compare two evaluated links, runs or models on the rows that both were scored on.
 
     Each is RUN (its last evaluated link), RUN:2 (a link), RUN:base, or a run's folder such as elsewhere/runs/NAME:2. Rows
     are matched by their content; differences are the second's minus the first's.
+
+    For example: mathtune compare demo:base demo --examples 5
 
     Parameters
     ----------
@@ -148,11 +166,13 @@ def compare(first: str, second: str, *, runs: Path = Path("runs"), examples: int
 
 
 @app.command
-def sweep(sweep: Path, *overrides: Overrides, parallel: int = 1, deployment: str | None = None):
+def sweep(sweep: SweepFile, *overrides: Overrides, parallel: int = 1, deployment: str | None = None):
     """Run a recipe under several settings, each in a chain of its own on the same rows, and say which differences are real.
 
     What is done is served: the same command goes on with what is missing, and tries failed trials again. An override holds
     for every trial; name=NEW names the sweep.
+
+    For example: mathtune sweep recipes/demo_sweep.yaml sft.epochs=2
 
     Parameters
     ----------
@@ -199,8 +219,18 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        errors.print(Text.assemble(("✗ ", "red"), f"{type(error).__name__}: {error}\n→ --debug shows where"), soft_wrap=True)
+        errors.print(Text.assemble(("✗ ", "red"), internal_error(error)), soft_wrap=True)
         sys.exit(1)
+
+
+def internal_error(error: Exception) -> str:
+    """An error that mathtune did not raise on purpose, for people: a long one by its first line."""
+    text = str(error)
+    if len(text) <= LONG:
+        return f"{type(error).__name__}: {text}\n→ --debug shows where"
+    first = text.strip().splitlines()[0]
+    short = first if len(first) <= LONG else first[:LONG - 1] + "…"
+    return f"{type(error).__name__}: {short}\n→ --debug shows the rest"
 
 
 if __name__ == "__main__":

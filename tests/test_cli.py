@@ -87,6 +87,31 @@ def test_help_names_every_command(command):
         assert name in out
 
 
+@pytest.mark.parametrize(("name", "described"), [
+    ("run", ["RECIPE", "the recipe's YAML"]), ("plan", ["For example: mathtune plan", "the recipe's YAML"]),
+    ("evaluate", ["For example: mathtune evaluate", "the recipe's YAML"]),
+    ("chain", ["For example: mathtune chain", "the recipe's chain"]),
+    ("compare", ["For example: mathtune compare", "what is compared against: RUN, RUN:2", "what is held against it"]),
+    ("sweep", ["For example: mathtune sweep", "the sweep's YAML"])])
+def test_help_describes_every_argument_and_gives_an_example(command, name, described):
+    status, out, _ = command(name, "--help")
+    assert status == 0 and not [words for words in described if words not in " ".join(out.split())], out
+
+
+@pytest.mark.parametrize(("text", "shown"), [
+    ("no such thing", "RuntimeError: no such thing\n→ --debug shows where"),
+    ("Error(s) in loading:\n" + "\tsize mismatch for layer\n" * 400,
+     "RuntimeError: Error(s) in loading:\n→ --debug shows the rest"),
+    ("x" * 5000, f"RuntimeError: {'x' * 299}…\n→ --debug shows the rest")])
+def test_of_a_long_error_that_is_nobodys_the_first_line_is_shown(command, monkeypatch, text, shown):
+    def fail(*_):
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(cli.show, "chain_table", fail)
+    status, _, err = command("chain", "demo")
+    assert (status, err) == (1, f"✗ {shown}\n")
+
+
 # --- bad data ---
 
 def good_rows(n=400) -> list[dict]:
