@@ -107,7 +107,7 @@ def submit(recipe: RecipeFile, *overrides: Overrides, link: int | None = None):
 def plan(recipe: RecipeFile, *overrides: Overrides):
     """Show what would run, what is there already, tokens, memory and time.
 
-    For example: mathtune plan recipes/demo.yaml chunks.size=2000
+    For example: mathtune plan recipes/demo.yaml chunks.size=1800
     """
     from flows.plan import show_plan
 
@@ -127,7 +127,7 @@ def doctor():
 def chain(name: ChainName, *, root: str = ".mathtune", cache: Path = Path(".mathtune")):
     """Show the links of a chain: their rows, accuracy, and whether they were accepted.
 
-    For example: mathtune chain demo
+    For example: mathtune chain demo-verifier
 
     Parameters
     ----------
@@ -149,7 +149,7 @@ def compare(first: First, second: Second, *, runs: Path = Path("runs"), examples
     Each is RUN (its last evaluated link), RUN:2 (a link), RUN:base, or a run's folder such as elsewhere/runs/NAME:2. Rows
     are matched by their content; differences are the second's minus the first's.
 
-    For example: mathtune compare demo:base demo --examples 5
+    For example: mathtune compare demo-verifier:base demo-verifier --examples 5
 
     Parameters
     ----------
@@ -172,7 +172,7 @@ def sweep(sweep: SweepFile, *overrides: Overrides, parallel: int = 1, deployment
     What is done is served: the same command goes on with what is missing, and tries failed trials again. An override holds
     for every trial; name=NEW names the sweep.
 
-    For example: mathtune sweep recipes/demo_sweep.yaml sft.epochs=2
+    For example: mathtune sweep recipes/demo_sweep.yaml --parallel 2
 
     Parameters
     ----------

@@ -18,9 +18,10 @@ from mathtune.questions import normal_forms, text_keys
 from mathtune.tables import count_rows, iterate_batches, take_rows
 
 EXAMPLES = 5  # of each kind
-# Every row of the second part whose question is in the first, with the row_ids of both.
+# Every row of the second part whose question is in the first, with its question and the row_ids of both (of the first part
+# one: it may hold the question more often).
 LEAK_ROWS = pa.schema([("kind", pa.string()), ("first", pa.string()), ("first_row", pa.int64()), ("second", pa.string()),
-                       ("second_row", pa.int64()), ("similarity", pa.float64())])
+                       ("second_row", pa.int64()), ("similarity", pa.float64()), ("question", pa.string())])
 KINDS = ("exact", "normalised", "near")  # the strongest first
 
 
@@ -203,11 +204,12 @@ def _pair(first: Questions, second: Questions, found: _Matched) -> LeakPair:
 
 def _rows(first: Questions, second: Questions, found: _Matched) -> pa.Table:
     rows = np.flatnonzero(found.kind >= 0)
-    left, right = (take_rows(part.path, places, ["row_id"])["row_id"].cast(pa.int64())
-                   for part, places in ((first, found.position[rows]), (second, rows)))
+    left = take_rows(first.path, found.position[rows], ["row_id"])["row_id"]
+    right = take_rows(second.path, rows, ["row_id", "question"])
     kinds = pa.array([KINDS[kind] for kind in found.kind[rows].tolist()], pa.string())
     names = [pa.array([part.name] * len(rows), pa.string()) for part in (first, second)]
-    return pa.table([kinds, names[0], left, names[1], right, pa.array(found.similarity[rows])], schema=LEAK_ROWS)
+    similarity = pa.array(found.similarity[rows])
+    return pa.table([kinds, names[0], left, names[1], right["row_id"], similarity, right["question"]], schema=LEAK_ROWS)
 
 
 def _examples(first: Questions, second: Questions, found: _Matched) -> list[LeakExample]:

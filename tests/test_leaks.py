@@ -249,7 +249,8 @@ def test_exact_ones_stop_the_run_and_say_where(planted):
         assert json.loads(run.file.read_text())[1]["exact"] == 5
         assert [(row["kind"], row["first"], row["first_row"], row["second"], row["second_row"])
                 for row in pq.read_table(run.rows).to_pylist()] == [
-                    ("exact", "training pool", 101 + row, "test", 309 + row) for row in range(5)]  # so they can be taken out
+                    ("exact", "training pool", 101 + row, "test", 309 + row) for row in range(5)]
+        assert pq.read_table(run.rows)["question"].to_pylist() == POOL[1:6]  # by which they can be taken out
         train_all(run)
         with pytest.raises(DataError, match="5 of 14 test rows .* GRPO prompts"):
             stage.prompt_leaks(run.work, run.raw, run.parts, run.work.artifacts.find(

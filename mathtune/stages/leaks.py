@@ -162,5 +162,5 @@ def _remedy(recipe: Recipe, pair: LeakPair) -> str:
     if not given:  # a generator, or rows held out
         return ""
     count = max(1, min(pair.second_rows, pair.first_rows // 10))
-    return ("take these rows out of the training rows, or hold test rows out of those by whole questions: "
+    return ("take all rows of these questions out of the training rows, or hold test rows out of those by whole questions: "
             f"source.holdout={count} source.{given[0]}=null, or ")
