@@ -1,5 +1,7 @@
 """The report in W&B, offline for real: its run, figures and pictures are files that ``wandb sync`` would send."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from mathtune.recipe import Tracking
@@ -18,6 +20,26 @@ def test_key_figures_come_with_interval_and_n():
     assert figures["verdict"].startswith("After 3 chunks") and figures["versus_base_p"] < 0.001 and "roc_auc_low" in figures
     assert {"strict", "flexible"} <= set(key_figures(full_solver())) and "strict" not in figures
     assert list(key_figures(verifier_record(chunks=0, base=False))) == ["verdict"]
+
+
+@pytest.mark.parametrize("place", ["log", "update", "finish"])
+def test_what_wandb_does_not_take_fails_no_run(tmp_path, monkeypatch, place):
+    """The run there is ended all the same, and a person is told."""
+    asked, told = [], []
+
+    def ask(what):
+        asked.append(what)
+        if what == place:
+            raise OSError(28, "No space left on device")
+
+    there = SimpleNamespace(log=lambda _: ask("log"), summary=SimpleNamespace(update=lambda _: ask("update")),
+                            finish=lambda: ask("finish"))
+    monkeypatch.setattr("wandb.init", lambda **_: there)
+    record = verifier_record()
+    log_report(Tracking(project="maths"), record, key_figures(record), {}, lambda event, **fields: told.append((event, fields)))
+    assert asked[-1] == "finish" and place in asked
+    ((event, fields),) = told
+    assert event == "notice" and "No space left on device" in fields["text"] and "report itself is written" in fields["text"]
 
 
 @pytest.mark.slow
