@@ -7,10 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mathtune.comparison import ChangedRow, RowsCompared, Side, compare_scores, read_scored
-from mathtune.figures import Comparison
+from mathtune.figures import SURE, Comparison
 from mathtune.files import write_atomically
-
-SURE = 0.05
 
 
 def show_comparison(console: Console, first: str, second: str, runs: Path, examples: int, json_file: Path | None) -> None:

@@ -15,12 +15,11 @@ from statsmodels.stats.multitest import multipletests
 
 from mathtune.comparison import Scored, correct_on_common
 from mathtune.digests import digest_value
-from mathtune.figures import Comparison, Interval, Part
+from mathtune.figures import SURE, Comparison, Interval, Part
 from mathtune.metrics import compare, interval
 from mathtune.run_record import LinkRecord
 from mathtune.sweep import Trial
 
-SURE = 0.05
 State = Literal["done", "failed", "not run"]
 
 

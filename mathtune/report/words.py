@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from mathtune.figures import Comparison, Interval, VerifierMetrics
+from mathtune.figures import SURE, Comparison, Interval, VerifierMetrics
 from mathtune.run_record import LinkRecord, RunRecord
 
 UNDEFINED = "–"
@@ -43,7 +43,7 @@ def points(comparison: Comparison) -> str:
 
 def chance(p: float) -> str:
     """A p value and what follows from it: ``p = 0.21, so chance alone could explain it``."""
-    return p_value(p) + ("" if p < 0.05 else ", so chance alone could explain it")
+    return p_value(p) + ("" if p < SURE else ", so chance alone could explain it")
 
 
 def p_value(p: float) -> str:
