@@ -1,7 +1,5 @@
 """The table of a sweep: for the terminal, and as a Prefect artifact."""
 
-import re
-
 from rich import box
 from rich.table import Table
 from rich.text import Text
@@ -27,11 +25,6 @@ def sweep_table(record: SweepRecord) -> Table:
 def artifact_rows(record: SweepRecord) -> list[dict[str, str]]:
     """The same for Prefect's page, each trial by its name."""
     return [{"trial": trial.name, **cells(record, trial)} for trial in record.trials]
-
-
-def artifact_key(name: str) -> str:
-    """A key that Prefect takes: lower-case letters, digits and dashes."""
-    return "sweep-" + re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def cells(record: SweepRecord, trial: TrialRecord) -> dict[str, str]:

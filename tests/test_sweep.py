@@ -5,6 +5,7 @@ import io
 import json
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,13 +16,15 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from flows import sweep as sweeping
-from flows.sweep_table import artifact_key, sweep_table
+from flows.sweep_table import sweep_table
 from mathtune.comparison import Scored
+from mathtune.digests import digest_file
 from mathtune.errors import RecipeError
 from mathtune.metrics import compare
 from mathtune.recipe_source import NAME_PATTERN
 from mathtune.sweep import load_sweep, trial_name, with_absolute_paths
-from mathtune.sweep_record import SweepRecord, TrialRecord, as_csv, judged
+from mathtune.sweep_record import SweepRecord, TrialRecord, as_csv, judged, recipe_digest
+from mathtune.workspace import RunFolder
 
 
 @pytest.fixture
@@ -97,7 +100,8 @@ def test_workers_in_other_folders_are_sent_whole_paths(write_sweep, monkeypatch,
 
 
 @pytest.mark.parametrize(("visible", "parallel", "places"), [
-    ("0,1,3", 2, ["0", "1"]), ("", 2, [None, None]), ("0", 1, [None]), ("0,1", 3, "2 are visible")])
+    ("0,1,3", 2, ["0", "1"]), ("", 2, [None, None]), ("0", 1, [None]), ("0,1", 3, "2 are visible"),
+    ("-1", 2, [None, None]), ("2, 0,-1,1", 2, ["2", "0"])])
 def test_trials_side_by_side_have_gpus_of_their_own(write_sweep, monkeypatch, visible, parallel, places):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     plan = load_sweep(write_sweep({"lora.rank": [4, 8, 16]}, {"hardware.device": "auto"}))
@@ -175,7 +179,45 @@ def test_the_table_and_the_csv_hold_every_trial(record, width):
     lines = list(csv.DictReader(io.StringIO(as_csv(record))))
     assert [line["trial"] for line in lines] == ["large", "small", "bad", "broken"]
     assert (lines[2]["n"], lines[2]["verdict"], lines[3]["error"]) == ("200", "really worse", "no module\n→ name one")
-    assert artifact_key(record.name) == "sweep-a-sweep-1"
+
+
+# --- a sweep that goes on ---
+
+def test_a_stopped_rerun_forgets_no_trial_that_an_earlier_one_has_done(write_sweep, monkeypatch, tmp_path):
+    """Four trials, of which two were done; stopped when one of the others is: the table still has all three."""
+    plan = load_sweep(write_sweep({"lora.rank": [2, 4, 8, 16]}))
+    table = scored("", np.arange(50) % 2 == 0)
+    monkeypatch.setattr(sweeping, "read_scored", lambda name, folder: table)
+
+    def done(trial) -> TrialRecord:
+        metrics = RunFolder(tmp_path / "runs", trial.name).write("metrics.json", "{}")
+        return trial_record(trial.name, recipe_digest=recipe_digest(trial), metrics_digest=digest_file(metrics))
+
+    class Submitted:
+        def __init__(self, work, trial, trials, earlier):
+            self.trial = trial
+
+        def result(self, raise_on_failure):
+            return done(self.trial)
+
+    def third_then_signal(futures):
+        yield futures[2]
+        raise KeyboardInterrupt
+
+    told = []
+    monkeypatch.setattr(sweeping, "run_trial", SimpleNamespace(task=SimpleNamespace(submit=Submitted)))
+    monkeypatch.setattr(sweeping, "as_completed", third_then_signal)
+    work = SimpleNamespace(run=RunFolder(tmp_path / "runs", plan.name), emit=lambda *event, **_: told.append(event))
+    earlier = sweeping.write_record(work, plan, [done(plan.trials[0]), done(plan.trials[1])])
+    RunFolder(tmp_path / "runs", plan.trials[1].name).write("metrics.json", '{"of": "another run"}')  # no longer what was done
+    with pytest.raises(KeyboardInterrupt):
+        sweeping.run_trials(work, plan, SimpleNamespace(stop=lambda: True), earlier)
+    assert told == [("stopped",)]
+    left = sweeping.read_record(work.run)
+    assert [trial.state for trial in left.trials] == ["done", "not run", "done", "not run"]
+    assert left.trials[0].accuracy.n == 50 and left.best in (plan.trials[0].name, plan.trials[2].name)
+    assert [line["state"] for line in csv.DictReader(open(work.run.path / "sweep.csv"))] == [
+        trial.state for trial in left.trials]
 
 
 # --- trials that run ---
