@@ -6,12 +6,11 @@ from prefect import flow
 
 from flows.prepare import Run, open_workspace, prepare
 from mathtune.chain import Link
-from mathtune.errors import ChainError, RangeError, RejectedLink
+from mathtune.errors import ChainError, RangeError, RejectedLink, TrainingError
 from mathtune.ranges import Range, check_asked
 from mathtune.recipe import Recipe
 from mathtune.recipe_source import Name
 from mathtune.stages.judge import Decision
-from tasks.results import submit
 from tasks.training import train_chunk
 
 
@@ -61,7 +60,11 @@ def submit_link(recipe: Recipe, link: int | None = None, execution: Name | None 
         run = prepare(work)
         chosen = requested_link(run, link)
         run.evaluate(chosen)
-        run.submission = submit(work, run.base, run.data["download"], run.parts, chosen)
+        try:
+            run.submit(chosen)
+        except TrainingError:
+            run.report()
+            raise
         return run.report()
 
 

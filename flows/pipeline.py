@@ -12,7 +12,6 @@ from mathtune.recipe_source import Name
 from mathtune.stages.ahead import next_tokenised
 from mathtune.stages.judge import Decision
 from mathtune.stages.train import nothing_accepted
-from tasks.results import submit
 from tasks.training import grpo, train_chunk
 
 
@@ -35,7 +34,7 @@ def pipeline(recipe: Recipe, decision: Decision | None = None, execution: Name |
             links = work.chain.links()
             if not links:
                 raise nothing_accepted(work)
-            run.submission = submit(work, run.base, run.data["download"], run.parts, links[-1])
+            run.submit(links[-1])
         except (TrainingError, ChainError):  # worse than its parent, all skipped, one answer only: the report shows why
             run.report()
             raise
@@ -45,8 +44,8 @@ def pipeline(recipe: Recipe, decision: Decision | None = None, execution: Name |
 def train(run: Run, decision: Decision | None) -> None:
     """Every range of the recipe and its refinement, each judged before the next."""
     recipe, work = run.work.recipe, run.work
+    ranges = chunk_ranges(recipe.chunks, run.pool_rows)  # before anything is computed
     run.evaluate(None)
-    ranges = chunk_ranges(recipe.chunks, run.pool_rows)
     for wanted, following in zip(ranges, [*ranges[1:], None], strict=True):
         with next_tokenised(work, run.base, run.parts, wanted, following):
             run.place(train_chunk(work, run.base, run.parts, wanted), decision)

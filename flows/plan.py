@@ -16,6 +16,7 @@ from mathtune.sources import pin_source, source_identity
 from mathtune.stages import pinned_model
 from mathtune.stages.data import stage_key
 from mathtune.stages.leaks import leaks_key, summary
+from mathtune.stages.probes import probe_rows
 from mathtune.stages.train import open_chain, sft_settings
 from mathtune.store import Artifact
 from mathtune.workspace import Workspace, new_execution
@@ -107,6 +108,15 @@ def trained_text(recipe: Recipe, wanted: Range, entry: Entry) -> str:
     return f"link {link.number}, {entry.verdict}, {link.result['seconds']:.0f} s{refused}"
 
 
+def scoring_line(recipe: Recipe, ranges: list[Range], validation: int) -> str:
+    """Rows that base and links are asked about."""
+    links, rows = len(ranges) + (recipe.grpo is not None), min(recipe.evaluation.rows or validation, validation)
+    probes = [min(probe_rows(recipe), len(chunk)) for chunk in ranges]
+    asked = sum(sum(probes[:i]) for i in range(1, links + 1)) if links > 1 else 0  # every link about all chunks before it
+    again = f"; {asked:,} rows of chunks asked again (evaluation.probe_rows)" if asked else ""
+    return f"scoring   base and {links} link{'s' if links > 1 else ''} on {rows:,} validation rows{again}"
+
+
 def measure(work: Workspace, base: dict[str, Any], parts: Artifact) -> dict[str, Any]:
     """Tokens of a sample of the pool."""
     recipe = work.recipe
@@ -138,6 +148,7 @@ def token_lines(recipe: Recipe, tokens: dict[str, Any] | None, entries: list[Ent
     lines = [f"tokens    {tokens['mean']:.0f} an example, 95% below {tokens['p95']:.0f}, longest {tokens['longest']} of "
              f"{tokens['rows']} looked at; {tokens['over_limit']:.1%} over model.max_length={recipe.model.max_length}",
              f"step      {recipe.sft.examples_per_step} examples: {tokens['plan']}"]
+    lines.append(scoring_line(recipe, ranges, parts.facts["validation"]))
     trained = [entry.link for entry in entries if entry.link.kind == "sft"]
     if left and trained:
         speed = sum(link.result["examples"] for link in trained) / sum(link.result["seconds"] for link in trained)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mathtune.chain import Link
+from mathtune.errors import TrainingError
 from mathtune.figures import Forgetting
 from mathtune.recipe import Recipe
 from mathtune.stages import probes
@@ -14,7 +15,7 @@ from mathtune.store import Artifact
 from mathtune.workspace import Workspace, new_execution
 from storage import ArtifactStore, CheckpointStore
 from tasks.data import balance, check_base, download, leaks, prompt_leaks, split
-from tasks.results import evaluate, judge, probe, report
+from tasks.results import evaluate, judge, probe, report, submit
 
 
 @dataclass
@@ -66,6 +67,14 @@ class Run:
         if link.parent not in self.scores:
             self.evaluate(parent)
         judge(self.work, self.base, self.parts, link, self.scores[link.key], self.scores[link.parent], decision)
+
+    def submit(self, link: Link) -> None:
+        """Predictions and, for a verifier, the submission from a link; why there is none is in the report, too."""
+        try:
+            self.submission = submit(self.work, self.base, self.data["download"], self.parts, link)
+        except TrainingError as error:
+            self.submission = {"refused": error.what}
+            raise
 
     def report(self) -> dict[str, Any]:
         """Writes the run folder. Returns the record as plain values, with the report's path."""

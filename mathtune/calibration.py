@@ -10,7 +10,7 @@ from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit
 
 from mathtune.figures import Bin, Calibration, Interval
-from mathtune.metrics import bootstrap, compare, interval, percentile_interval
+from mathtune.metrics import bootstrap, compare, interval, percentile_interval, share
 from mathtune.questions import scramble
 
 BINS = 10
@@ -40,7 +40,7 @@ def calibrate(margins: np.ndarray, labels: np.ndarray, questions: np.ndarray) ->
     Returns:
         None where a half has only one label.
     """
-    fitted = first_half(questions)
+    fitted = first_half(questions, labels)
     if any(labels[half].all() or not labels[half].any() for half in (fitted, ~fitted)):
         return None
     temperature = fit_temperature(margins[fitted], labels[fitted])
@@ -53,18 +53,29 @@ def calibrate(margins: np.ndarray, labels: np.ndarray, questions: np.ndarray) ->
     rows = len(labels)
     return Calibration(
         temperature=temperature, threshold=threshold, fitted=int(fitted.sum()), reported=rows,
-        plain=interval(int(correct_before.sum()), rows), accuracy=interval(int(correct_after.sum()), rows),
-        versus_plain=compare(correct_before, correct_after), true_share=interval(int((after > threshold).sum()), rows),
+        plain=share(correct_before, questions), accuracy=share(correct_after, questions),
+        versus_plain=compare(correct_before, correct_after, questions), true_share=share(after > threshold, questions),
         brier_plain=brier_plain, brier=brier, error_plain=error_plain, error=error,
         bins=reliability_bins(after, labels),
         curve=[(float(at), float(np.mean((after > at) == labels))) for at in np.arange(CURVE_POINTS) / (CURVE_POINTS - 1)])
 
 
-def first_half(questions: np.ndarray) -> np.ndarray:
-    """Which rows (bool) ask the first half of the different questions, in a seeded order of their keys (uint64)."""
-    different = np.unique(questions)
-    order = np.argsort(scramble(different, HALVES_SEED))
-    return np.isin(questions, different[order[:len(different) // 2]])
+def first_half(questions: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Which rows (bool) ask the first half of the different questions.
+
+    Every second question of those with as many rows and as many True ones, in a seeded order of their keys: both halves have
+    the same mixture, and are the same for every link.
+
+    Args:
+        questions: uint64 (rows,), keys.
+        labels: bool (rows,).
+    """
+    different, codes = np.unique(questions, return_inverse=True)
+    order = np.lexsort([scramble(different, HALVES_SEED), np.bincount(codes, labels, minlength=len(different)),
+                        np.bincount(codes, minlength=len(different))])
+    first = np.zeros(len(different), dtype=bool)
+    first[order[1::2]] = True
+    return first[codes]
 
 
 def fit_temperature(margins: np.ndarray, labels: np.ndarray) -> float:

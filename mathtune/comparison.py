@@ -19,7 +19,7 @@ import xxhash
 
 from mathtune.errors import ChainError, DataError
 from mathtune.figures import Comparison, Interval, Part
-from mathtune.metrics import compare, interval
+from mathtune.metrics import compare, share
 
 ROWS = "validation.parquet"
 SCORES = "scores"
@@ -36,8 +36,8 @@ class Scored:
         name: for people: ``demo:2``, ``demo:base``.
         title: of the link: ``sft[0:1200)``, ``grpo``; ``base``.
         task: of the recipe.
-        scores: by row: ``key`` (of its content), ``correct`` (bool); a verifier's ``prediction`` and ``p_true``, a solver's
-            ``given`` and ``outcome``.
+        scores: by row: ``key`` (of its content), ``question`` (a key of it), ``correct`` (bool); a verifier's ``prediction``
+            and ``p_true``, a solver's ``given`` and ``outcome``.
         rows: ``key``, ``row_id``, ``question``, ``answer``, for a verifier ``is_correct``: for examples.
     """
 
@@ -155,17 +155,19 @@ def compare_scores(first: Scored, second: Scored, examples: int = 3) -> RowsComp
             "change", ascending=False, kind="stable")
     gained = changed[~changed["correct_first"] & changed["correct_second"]]
     lost = changed[changed["correct_first"] & ~changed["correct_second"]]
-    sides = [Side(name=one.name, title=one.title, accuracy=interval(int(correct.sum()), len(pairs)),
+    questions = pairs["question_first"].to_numpy()
+    sides = [Side(name=one.name, title=one.title, accuracy=share(correct, questions),
                   left_out=len(one.scores) - len(pairs))
              for one, correct in zip((first, second), right, strict=True)]
-    return RowsCompared(first=sides[0], second=sides[1], versus=compare(*right),
+    return RowsCompared(first=sides[0], second=sides[1], versus=compare(*right, questions),
                         gained=_examples(gained.head(examples), first), lost=_examples(lost.head(examples), first))
 
 
-def correct_on_common(systems: list[Scored]) -> np.ndarray:
-    """Which of the rows that all of them were scored on each has right: bool, (systems, rows)."""
-    tables = [numbered(one.scores).set_index(["key", "copy"])["correct"] for one in systems]
-    return pd.concat(tables, axis=1, join="inner").to_numpy(bool).T
+def correct_on_common(systems: list[Scored]) -> tuple[np.ndarray, np.ndarray]:
+    """Which of the rows that all of them were scored on each has right: bool (systems, rows); and keys of the questions."""
+    tables = [numbered(one.scores).set_index(["key", "copy"]) for one in systems]
+    common = pd.concat([tables[0]["question"], *(table["correct"] for table in tables)], axis=1, join="inner")
+    return common.iloc[:, 1:].to_numpy(bool).T, common["question"].to_numpy()
 
 
 def numbered(scores: pd.DataFrame) -> pd.DataFrame:

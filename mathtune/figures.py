@@ -49,7 +49,8 @@ class Comparison(Part):
         difference: accuracy of the second minus that of the first, with its paired interval.
         gained: rows that only the second has right.
         lost: rows that only the first has right.
-        p: exact two-sided p of McNemar's test.
+        p: exact two-sided p of McNemar's test; where a question has several rows, by whole questions
+            (``mathtune.metrics.exchange_test``).
     """
 
     n: int

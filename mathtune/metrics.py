@@ -58,7 +58,7 @@ def bootstrap(figures: Callable[[np.ndarray], np.ndarray], rows: int,
 def percentile_interval(value: float, drawn: np.ndarray, n: int) -> Interval:
     """A figure between 0 and 1 with its 95% percentile interval (Efron and Tibshirani 1993, chapter 13).
 
-    A figure that no resample changes, such as F1 without any mistake, has no width here, unlike a share's by Wilson.
+    A figure that no resample changes has no width here, unlike a share's by Wilson.
 
     Args:
         value: the figure; NaN where undefined.
@@ -84,31 +84,99 @@ def _resamples(codes: np.ndarray) -> Iterator[np.ndarray]:
         yield counts.astype(float)[:, codes]
 
 
-def compare(correct_a: np.ndarray, correct_b: np.ndarray) -> Comparison:
-    """Two systems on the same rows: McNemar's exact test, and the paired difference of their accuracies.
+def compare(correct_a: np.ndarray, correct_b: np.ndarray, questions: np.ndarray | None = None) -> Comparison:
+    """Two systems on the same rows: the paired difference of their accuracies, and an exact test of it.
 
     The interval is the adjusted Wald interval of Bonett and Price (2012), Journal of Educational and Behavioral
-    Statistics 37(4), recommended for paired shares by Fagerland, Lydersen, Laake (2014), Statistics in Medicine 33(16).
+    Statistics 37(4), recommended for paired shares by Fagerland, Lydersen, Laake (2014), Statistics in Medicine 33(16). Where
+    questions have several rows it is that of as many independent rows as tell as much (``effective_rows``).
 
     Args:
         correct_a: bool, (rows,): which rows the first system has right.
         correct_b: bool, (rows,): the same of the second; positive differences are in its favour.
+        questions: (rows,), of any dtype that can be sorted: equal where rows ask the same; None: no two do.
 
     Raises:
-        ValueError: the two have different lengths.
+        ValueError: the lengths differ.
     """
     table = crosstab(np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool))
     n, gained, lost = int(table.sum()), int(table[0, 1]), int(table[1, 0])
-    share_gained, share_lost = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
+    change = np.asarray(correct_b, dtype=int) - np.asarray(correct_a, dtype=int)
+    weight = effective_rows(change, questions) / n if n else 1.0  # of a row
+    share_gained, share_lost = ((weight * count + 1) / (weight * n + 2) for count in (gained, lost))
     centre = share_gained - share_lost
-    margin = _Z95 * math.sqrt((share_gained + share_lost - centre**2) / (n + 2))
+    margin = _Z95 * math.sqrt((share_gained + share_lost - centre**2) / (weight * n + 2))
     difference = Interval(
         value=(gained - lost) / n if n else math.nan,
         low=max(-1.0, centre - margin),
         high=min(1.0, centre + margin),
         n=n,
     )
-    return Comparison(n=n, difference=difference, gained=gained, lost=lost, p=float(mcnemar(table, exact=True).pvalue))
+    p = float(mcnemar(table, exact=True).pvalue) if questions is None else exchange_test(change, questions)
+    return Comparison(n=n, difference=difference, gained=gained, lost=lost, p=p)
+
+
+def exchange_test(change: np.ndarray, questions: np.ndarray) -> float:
+    """Exact two-sided p of a difference between two systems, by exchanging them on whole questions.
+
+    If both are as good, who gained and who lost a question is a coin's throw for all of its rows at once: p is the share of all
+    such throws with a difference as large as the one that was seen (Fisher's randomisation test). Where no two rows share a
+    question it is McNemar's exact test.
+
+    Args:
+        change: int (rows,): 1 gained, -1 lost, 0 neither.
+        questions: as of ``compare``.
+    """
+    codes = np.unique(questions, return_inverse=True)[1]
+    sizes = np.abs(np.bincount(codes, change).astype(int)) if len(codes) else np.zeros(0, int)
+    sizes = sizes[sizes > 0]
+    chances = np.ones(1)  # of each sum, from the lowest to the highest that the questions so far allow
+    for size in sizes:
+        grown = np.zeros(len(chances) + 2 * size)
+        grown[:len(chances)] += chances / 2
+        grown[2 * size:] += chances / 2
+        chances = grown
+    sums = np.arange(len(chances)) - sizes.sum()
+    return min(1.0, float(chances[np.abs(sums) >= abs(int(change.sum()))].sum()))
+
+
+def share(flags: np.ndarray, questions: np.ndarray | None = None) -> Interval:
+    """The share of rows with a flag (bool), with Wilson's interval: of as many independent rows as tell as much as these do
+    (``effective_rows``; Dean and Pagano 2015, Journal of Survey Statistics and Methodology 3(4)).
+
+    Args:
+        questions: as of ``compare``.
+    """
+    rows = len(flags)
+    if questions is None or not rows:
+        return interval(int(np.sum(flags)), rows)
+    trials, value = effective_rows(flags, questions), float(np.mean(flags))
+    low, high = proportion_confint(value * trials, trials, alpha=0.05, method="wilson")
+    return Interval(value=value, low=float(low), high=float(high), n=rows)
+
+
+def effective_rows(values: np.ndarray, questions: np.ndarray | None) -> float:
+    """How many independent rows would tell as much of the mean: the rows over their design effect, that is the variance of the
+    mean over questions by that over rows (Kish 1965; linearised for questions of different sizes). At least the number of
+    questions where all values are the same, which tells nothing of the effect; never more than the rows.
+
+    Args:
+        values: (rows,).
+        questions: as of ``compare``.
+    """
+    rows = len(values)
+    if questions is None:
+        return float(rows)
+    codes = np.unique(questions, return_inverse=True)[1]
+    groups = int(codes.max()) + 1
+    spread = float(np.var(values))
+    if groups == rows:
+        return float(rows)
+    if spread == 0 or groups == 1:
+        return float(groups)
+    off = np.bincount(codes, values - np.mean(values))
+    effect = groups / (groups - 1) * float(off @ off) / (rows * spread)
+    return rows / max(1.0, effect)
 
 
 def differ(first: Interval, second: Interval) -> bool:

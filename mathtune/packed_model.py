@@ -1,5 +1,5 @@
 """A model that takes packs: ``packed`` replaces the forward of a PEFT model by one that takes a pack and returns a loss, which
-is what ``mathtune.packed_trainer`` calls; ``label_logits`` gives the logits of two labels, for ``mathtune.verifier_scoring``.
+is what ``mathtune.packed_trainer`` calls; ``LabelReader`` gives the logits of two labels, for ``mathtune.verifier_scoring``.
 
 A Llama goes through ``mathtune.fast``. Any other causal language model goes as transformers made it, if its attention can be
 replaced; its LM head, too, sees only the tokens that predict a label.
@@ -49,30 +49,42 @@ def packed(adapted: PeftModel, compute: Compute, plan: Plan) -> Iterator[PeftMod
 LabelLogits = Callable[[Pack], torch.Tensor]
 
 
-@contextmanager
-def label_logits(model: nn.Module, compute: Compute, plan: Prefill, labels: tuple[int, int]) -> Iterator[LabelLogits]:
-    """What gives float32 logits [examples, 2] of two tokens, where each example of a pack, of one label, predicts it.
+class LabelReader:
+    """Reads the logits of two tokens where each example of a pack (of one label each) predicts its label.
 
     Only these two rows of the head are read, in float32: half-precision logits of 16 and more are an eighth apart.
 
     Args:
-        model: the base, with an adapter or without.
+        model: the base, with an adapter or without; it can be used otherwise between two readings.
+        labels: the two tokens.
     """
-    head = _base_of(model).get_output_embeddings()
-    rows = head.weight[list(labels)].float()
-    bias = 0.0 if head.bias is None else head.bias[list(labels)].float()
-    if plan.fast:
-        step = FastLlama(model, compute.dtype, "none", plan.resident)
-        step.factors.refresh()
-        with torch.autocast(compute.device.type, enabled=False):  # its parts choose their own dtypes
-            yield lambda pack: step.hidden(pack).float() @ rows.t() + bias
-    else:
-        with _attention_of_packs(model):
-            _base_of(model).set_output_embeddings(nn.Identity())
+
+    def __init__(self, model: nn.Module, compute: Compute, plan: Prefill, labels: tuple[int, int]):
+        self.model, self.compute = model, compute
+        self.head = _base_of(model).get_output_embeddings()
+        self.rows = self.head.weight[list(labels)].float()
+        self.bias = 0.0 if self.head.bias is None else self.head.bias[list(labels)].float()
+        self.step = FastLlama(model, compute.dtype, "none", plan.resident) if plan.fast else None
+        if self.step:
+            self.step.factors.refresh()
+
+    @contextmanager
+    def reading(self) -> Iterator[LabelLogits]:
+        """While this lasts the model takes packs: float32 logits [examples, 2] come out."""
+        if self.step:
+            with torch.autocast(self.compute.device.type, enabled=False):  # its parts choose their own dtypes
+                yield lambda pack: self._logits(self.step.hidden(pack))
+            return
+        base = _base_of(self.model)
+        with _attention_of_packs(self.model):
+            base.set_output_embeddings(nn.Identity())
             try:
-                yield lambda pack: _at_labels(model, pack).float() @ rows.t() + bias
+                yield lambda pack: self._logits(_at_labels(self.model, pack))
             finally:
-                _base_of(model).set_output_embeddings(head)
+                base.set_output_embeddings(self.head)
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden.float() @ self.rows.t() + self.bias
 
 
 def _base_of(model: nn.Module) -> nn.Module:

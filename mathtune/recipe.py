@@ -154,7 +154,8 @@ class Evaluation(Section):
     batch_size: Positive = 32
     words_rows: Count = Field(200, description="verifier: rows whose generated words are looked at, too")
     max_new_tokens: Positive = Field(256, description="solver: longest completion")
-    samples: Count = Field(0, description="solver: completions drawn by chance for each problem, for pass@k and majority@k")
+    samples: Annotated[int, Field(ge=0, le=256)] = Field(
+        0, description="solver: completions drawn by chance for each problem, for pass@k and majority@k")
     sample_rows: Positive = Field(200, description="solver: validation rows that are asked so")
     temperature: Annotated[float, Field(gt=0)] = Field(0.8, description="solver: of those completions")
     probe_rows: Count | None = Field(
@@ -196,11 +197,11 @@ class Hardware(Section):
     gpus: Positive = Field(1, description="SFT: GPUs of this machine that train a chunk together, each some packs of a step; "
                            "with device cpu so many processes")
     pack_tokens: Positive | None = Field(
-        None, description="SFT: tokens of one forward pass; default: planned from the card's memory")
+        None, description="SFT and scoring: tokens of one forward pass; default: planned from the card's memory")
     micro_batch: Positive = Field(8, description="GRPO: completions in one forward pass; a step accumulates them")
     recompute: Recompute | None = Field(
         None, description="SFT: what the backward pass computes again, for less memory; default: planned")
-    resident: bool | None = Field(None, description="SFT: keep the weights dequantised; default: planned")
+    resident: bool | None = Field(None, description="SFT and scoring: keep the weights dequantised; default: planned")
     memory_gib: Annotated[float, Field(gt=0)] | None = Field(None, description="use so much of the card; default: all of it")
     gradient_checkpointing: bool = Field(
         False, description="GRPO: recompute activations: less memory, about a third slower")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mathtune.errors import Damaged
+from mathtune.errors import Damaged, StoreError
 from mathtune.folders import open_folders
 from mathtune.jobs import Place
 from mathtune.ranges import Range
@@ -78,7 +78,11 @@ class ScoreBlocks:
             scored.write(folder)
             return {"shortened": scored.shortened}
 
-        self._folders.publish(self._block(rows), build, {"stage": "score-block"})
+        try:
+            self._folders.publish(self._block(rows), build, {"stage": "score-block"})
+        except (FileNotFoundError, StoreError) as error:  # who scores the same was first, and has cleared the blocks away
+            if not any(isinstance(cause, FileNotFoundError) for cause in (error, error.__cause__)):
+                raise
         return scored
 
     def _block(self, rows: Range) -> str:

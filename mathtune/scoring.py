@@ -97,8 +97,7 @@ def open_scorer(job: ScoreJob, base: Base, model: torch.nn.Module, emit: Emit) -
     builder = PromptBuilder(job.prompt, base.tokenizer, job.model.max_length)
     if job.task == "verifier":
         sample = read_range(Path(job.rows), 0, min(SAMPLE_ROWS, count_rows(Path(job.rows)))).to_pylist()
-        with verifier_scorer(job, base, model, builder, sample, emit) as scorer:
-            yield scorer
+        yield verifier_scorer(job, base, model, builder, sample, emit)
     else:
         with Grader() as grader:
             yield SolverScorer(job, base, model, builder, grader)

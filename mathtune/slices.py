@@ -4,6 +4,7 @@ By the kind of answer, the length of the solution, the part of the source, and w
 For a verifier the answer and solution are the proposed ones, for a solver the right ones. Leaves out what is measured.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import pyarrow.compute as pc
 
 from mathtune.answers import NUMBER
 from mathtune.figures import Slice
-from mathtune.metrics import interval
+from mathtune.metrics import share
 
 ANSWER_TYPES = ("integer", "decimal", "fraction", "expression", "text", "empty")
 QUARTERS = ("shortest", "second", "third", "longest")
@@ -61,19 +62,23 @@ def divide(rows: pa.Table, generators: Sequence[str] | None = None) -> list[Divi
     return [division for division in divisions if len(division.values) > 1 or division.by == "answer type"]
 
 
-def slice_figures(divisions: Sequence[Division], correct: np.ndarray, labels: np.ndarray | None = None) -> list[Slice]:
+def slice_figures(divisions: Sequence[Division], correct: np.ndarray, labels: np.ndarray | None = None,
+                  questions: np.ndarray | None = None) -> list[Slice]:
     """Accuracy on every slice that has a row.
 
     Args:
         correct: bool (rows,): which rows the model has right.
         labels: bool (rows,): a verifier's; None for a solver.
+        questions: as of ``metrics.compare``.
     """
     slices = []
     for division in divisions:
-        rows, right = (np.bincount(division.place, weight, minlength=len(division.values)) for weight in (None, correct))
-        true = np.full(len(rows), np.nan) if labels is None else np.bincount(division.place, labels, minlength=len(rows))
-        slices += [Slice(by=division.by, value=value, accuracy=interval(int(right[i]), int(rows[i])),
-                         true_share=true[i] / rows[i]) for i, value in enumerate(division.values) if rows[i]]
+        for place, value in enumerate(division.values):
+            rows = division.place == place
+            if rows.any():
+                accuracy = share(correct[rows], None if questions is None else questions[rows])
+                true = math.nan if labels is None else float(labels[rows].mean())
+                slices.append(Slice(by=division.by, value=value, accuracy=accuracy, true_share=true))
     return slices
 
 

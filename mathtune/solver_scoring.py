@@ -40,7 +40,8 @@ class Completion:
 
 
 class SolverScorer:
-    """Scores blocks of problems. What is said of a row depends on the rows of its block, and on nothing else.
+    """Scores blocks of problems. What is said of a row depends on the rows of its block and on how many are asked at once, by
+    rounding; on no other block.
 
     Args:
         job, base, model, builder: what to score with.

@@ -9,14 +9,13 @@ import io
 import json
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import AwareDatetime
 from statsmodels.stats.multitest import multipletests
 
 from mathtune.comparison import Scored, correct_on_common
 from mathtune.digests import digest_value
 from mathtune.figures import SURE, Comparison, Interval, Part
-from mathtune.metrics import compare, interval
+from mathtune.metrics import compare, share
 from mathtune.run_record import LinkRecord
 from mathtune.sweep import Trial
 
@@ -87,12 +86,14 @@ def judged(trials: list[TrialRecord], scored: dict[str, Scored]) -> tuple[str | 
     done = [trial for trial in trials if trial.name in scored]
     if not done:
         return None, trials
-    right = dict(zip((trial.name for trial in done), correct_on_common([scored[trial.name] for trial in done]), strict=True))
+    correct, questions = correct_on_common([scored[trial.name] for trial in done])
+    right = dict(zip((trial.name for trial in done), correct, strict=True))
     best = max(done, key=lambda trial: (right[trial.name].sum(), -(trial.trainable or 0)))  # of equals the smallest
     others = [trial.name for trial in done if trial is not best]
-    versus = {name: compare(right[best.name], right[name]) for name in others}
+    versus = {name: compare(right[best.name], right[name], questions) for name in others}
     adjusted = dict(zip(others, holm([versus[name].p for name in others]), strict=True))
-    return best.name, [_judged(trial, *(found.get(trial.name) for found in (right, versus, adjusted))) for trial in trials]
+    accuracy = {name: share(flags, questions) for name, flags in right.items()}
+    return best.name, [_judged(trial, *(found.get(trial.name) for found in (accuracy, versus, adjusted))) for trial in trials]
 
 
 def holm(p_values: list[float]) -> list[float]:
@@ -100,11 +101,11 @@ def holm(p_values: list[float]) -> list[float]:
     return multipletests(p_values, method="holm")[1].tolist() if p_values else []
 
 
-def _judged(trial: TrialRecord, right: np.ndarray | None, versus: Comparison | None, p: float | None) -> TrialRecord:
-    if right is None:
+def _judged(trial: TrialRecord, accuracy: Interval | None, versus: Comparison | None, p: float | None) -> TrialRecord:
+    if accuracy is None:
         return trial
     verdict = "the best" if versus is None else "really worse" if p < SURE else "could be chance"
-    return trial.model_copy(update={"accuracy": interval(int(right.sum()), len(right)), "versus_best": versus, "p_adjusted": p,
+    return trial.model_copy(update={"accuracy": accuracy, "versus_best": versus, "p_adjusted": p,
                                     "verdict": verdict})
 
 

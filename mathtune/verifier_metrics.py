@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from mathtune.calibration import brier_and_error, calibrate, margins_of
 from mathtune.figures import Interval, ScoreHistogram, VerifierMetrics, WordsMetrics
-from mathtune.metrics import bootstrap, crosstab, interval, percentile_interval
+from mathtune.metrics import bootstrap, crosstab, interval, percentile_interval, share
 from mathtune.slices import Division, slice_figures
 
 HISTOGRAM_BINS = 20
@@ -22,8 +22,8 @@ def verifier_metrics(verdicts: pa.Table, labels: np.ndarray, questions: np.ndarr
                      slices: Sequence[Division] = ()) -> VerifierMetrics:
     """How well a verifier judged.
 
-    Shares have Wilson's interval; F1, ROC AUC, Brier score and calibration error one of 1,000 bootstrap resamples of whole
-    questions.
+    All intervals count rows of one question as what they are: not independent. Shares, and F1 through one, have Wilson's; ROC
+    AUC, Brier score and calibration error one of 1,000 bootstrap resamples of whole questions.
 
     Args:
         verdicts: rows of ``schemas.VERDICTS``.
@@ -39,53 +39,69 @@ def verifier_metrics(verdicts: pa.Table, labels: np.ndarray, questions: np.ndarr
     p_true = verdicts["p_true"].to_numpy().astype(float)
     ((tn, fp), (fn, tp)) = crosstab(labels, predictions).tolist()
     rows = len(labels)
-    f1, roc_auc = _ranked_intervals(labels, predictions, p_true, questions)
+    roc_auc = _roc_auc(labels, p_true, questions)
     brier, error = brier_and_error(p_true, labels, questions)
     return VerifierMetrics(
         rows=rows,
-        accuracy=interval(tp + tn, rows),
+        accuracy=share(predictions == labels, questions),
         majority=max(tp + fn, tn + fp) / rows if rows else math.nan,
-        precision=interval(tp, tp + fp),
-        recall=interval(tp, tp + fn),
-        f1=f1, roc_auc=roc_auc, brier=brier, calibration_error=error,
-        true_share=interval(tp + fp, rows),
+        precision=share_of(labels, predictions, questions),
+        recall=share_of(predictions, labels, questions),
+        f1=_f1(labels, predictions, questions), roc_auc=roc_auc, brier=brier, calibration_error=error,
+        true_share=share(predictions, questions),
         confusion={"true": {"true": tp, "false": fn}, "false": {"true": fp, "false": tn}},
         words=_words_metrics(verdicts, labels),
         histogram=_histogram(p_true, labels),
         calibration=calibrate(margins_of(verdicts), labels, np.arange(rows) if questions is None else questions),
-        slices=slice_figures(slices, predictions == labels, labels),
+        slices=slice_figures(slices, predictions == labels, labels, questions),
     )
 
 
-def ranked_figures(labels: np.ndarray, predictions: np.ndarray, p_true: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """F1 and ROC AUC of weighted rows, for ``metrics.bootstrap``; the rows must be sorted by ``p_true``.
+def share_of(flags: np.ndarray, among: np.ndarray, questions: np.ndarray | None) -> Interval:
+    """The share of rows with a flag (bool) among some of them (bool)."""
+    return share(flags[among], None if questions is None else questions[among])
+
+
+def _f1(labels: np.ndarray, predictions: np.ndarray, questions: np.ndarray | None) -> Interval:
+    """F1 through the share of hits among all rows that are or are judged True, of which it is a rising function:
+    F1 = 2 s / (1 + s), so that the ends of the share's interval are those of its own."""
+    hits = share_of(labels & predictions, labels | predictions, questions)
+    value, low, high = (2 * end / (1 + end) for end in (hits.value, hits.low, hits.high))
+    return Interval(value=value, low=low, high=high, n=len(labels))
+
+
+def area_under_roc(labels: np.ndarray, p_true: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """ROC AUC of weighted rows, for ``metrics.bootstrap``; the rows must be sorted by ``p_true``.
 
     The area is the share of pairs of a True and a False row that ``p_true`` puts in order, ties counting half (Mann and
     Whitney 1947; Hanley and McNeil 1982).
     """
     starts = np.flatnonzero(np.diff(p_true, prepend=-np.inf))
-    hits, misses = (labels & predictions).astype(float), (labels != predictions).astype(float)
 
-    def figures(weights: np.ndarray) -> np.ndarray:
+    def area(weights: np.ndarray) -> np.ndarray:
         true = weights * labels
         false = weights - true
         if len(starts) < len(p_true):
             true, false = (np.add.reduceat(part, starts, axis=1) for part in (true, false))
         below = np.cumsum(false, axis=1)
         ordered = np.einsum("ij,ij->i", true, below - false / 2)
-        pairs = true.sum(1) * false.sum(1)
-        twice, wrong = 2 * (weights @ hits), weights @ misses
-        return np.column_stack([_ratio(twice, twice + wrong), _ratio(ordered, pairs)])
+        return _ratio(ordered, true.sum(1) * false.sum(1))[:, None]
 
-    return figures
+    return area
 
 
-def _ranked_intervals(labels: np.ndarray, predictions: np.ndarray, p_true: np.ndarray,
-                      questions: np.ndarray | None) -> list[Interval]:
+def _roc_auc(labels: np.ndarray, p_true: np.ndarray, questions: np.ndarray | None) -> Interval:
+    """Where no resample changes it (all pairs in order, or none), it is as sure as so many rows of the rarer label make a
+    share."""
     order = np.argsort(p_true, kind="stable")
-    figures = ranked_figures(labels[order], predictions[order], p_true[order])
-    values, drawn = bootstrap(figures, len(labels), None if questions is None else questions[order])
-    return [percentile_interval(float(value), column, len(labels)) for value, column in zip(values, drawn.T, strict=True)]
+    groups = None if questions is None else questions[order]
+    values, drawn = bootstrap(area_under_roc(labels[order], p_true[order]), len(labels), groups)
+    found = percentile_interval(float(values[0]), drawn[:, 0], len(labels))
+    if found.value not in (0.0, 1.0):
+        return found
+    rarer = labels == (2 * labels.sum() <= len(labels))
+    bound = share_of(np.full(len(labels), found.value == 1.0), rarer, questions)
+    return found.model_copy(update={"low": bound.low, "high": bound.high})
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

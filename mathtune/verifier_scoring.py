@@ -1,19 +1,18 @@
 """Scores a verifier: the logits of the two labels at the last token of each prompt, by one forward pass over packs of prompts;
 and on a sample the words that it would really generate."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
+from mathtune.errors import BadNumbers
 from mathtune.events import Emit
 from mathtune.generation import batches, generate, table_of
 from mathtune.jobs import ScoreJob
 from mathtune.layout import CPU_TOKENS, free_bytes, shape_of
 from mathtune.models import Base
-from mathtune.packed_model import LabelLogits, label_logits
+from mathtune.packed_model import LabelReader
 from mathtune.packing import Pack, cut, fill_up, make_pack
 from mathtune.planner import ROUNDED
 from mathtune.prefill_plan import Prefill, plan_prefill
@@ -25,6 +24,7 @@ from mathtune.score_blocks import Scored
 from mathtune.tokens import Tokens
 
 WORD_TOKENS = 5  # as the published set-ups generate for a verdict
+SHOWN = 5  # rows that an error names
 LABELS = 128  # of a pack on a GPU, where all packs are of one shape
 
 
@@ -51,12 +51,12 @@ class VerifierScorer:
     Args:
         job, base, builder: what to score with.
         model: the base, or the base with an adapter, for generating words.
-        logits: the model over packs.
+        reader: of the labels' logits.
         plan: how prompts are laid out.
     """
 
-    def __init__(self, job: ScoreJob, base: Base, model, builder: PromptBuilder, logits: LabelLogits, plan: Prefill):
-        self.job, self.base, self.model, self.builder, self.logits, self.plan = job, base, model, builder, logits, plan
+    def __init__(self, job: ScoreJob, base: Base, model, builder: PromptBuilder, reader: LabelReader, plan: Prefill):
+        self.job, self.base, self.model, self.builder, self.reader, self.plan = job, base, model, builder, reader, plan
 
     def prepare(self, rows: list[dict]) -> Prompts:
         """Token ids and packs of a block; needs no device."""
@@ -70,8 +70,16 @@ class VerifierScorer:
         return Prompts([row["row_id"] for row in rows], ids, packs, shortened)
 
     def score(self, prompts: Prompts, block: Range, emit: Emit) -> Scored:
-        """Rows of ``schemas.VERDICTS`` for a block."""
+        """Rows of ``schemas.VERDICTS`` for a block.
+
+        Raises:
+            BadNumbers: a logit is no number; names the rows.
+        """
         logits = self._label_logits(prompts, emit)
+        if bad := (~logits.isfinite().all(dim=1)).nonzero().flatten().tolist():
+            rows = ", ".join(str(prompts.row_ids[i]) for i in bad[:SHOWN])
+            raise BadNumbers(f"the labels' logits of {len(bad)} of {len(prompts.row_ids)} rows are no numbers", remedy=(
+                "look at these rows; model.dtype=float32 has a wider range than float16"), where=f"row_id {rows}")
         words = self._words(prompts.ids[:max(0, self.job.words_rows - block.start)], emit)
         words += [None] * (len(prompts.ids) - len(words))
         said = [None if word is None else self.builder.parse_words(word) for word in words]
@@ -82,10 +90,11 @@ class VerifierScorer:
     def _label_logits(self, prompts: Prompts, emit: Emit) -> torch.Tensor:
         """Float32 (rows, 2), of true and false."""
         found, done = [], 0
-        for pack in prompts.packs:
-            found.append(self.logits(pack.to(self.base.compute.device))[:len(pack.examples)])
-            done += len(pack.examples)
-            emit("progress", text="scoring", done=done, total=len(prompts.ids))
+        with self.reader.reading() as logits_of:
+            for pack in prompts.packs:
+                found.append(logits_of(pack.to(self.base.compute.device))[:len(pack.examples)])
+                done += len(pack.examples)
+                emit("progress", text="scoring", done=done, total=len(prompts.ids))
         logits = torch.empty(len(prompts.ids), 2)
         places = np.concatenate([pack.examples for pack in prompts.packs])
         logits[torch.from_numpy(places)] = torch.cat(found).cpu()
@@ -100,20 +109,17 @@ class VerifierScorer:
         return words
 
 
-@contextmanager
-def verifier_scorer(job: ScoreJob, base: Base, model, builder: PromptBuilder, sample: list[dict],
-                    emit: Emit) -> Iterator[VerifierScorer]:
+def verifier_scorer(job: ScoreJob, base: Base, model, builder: PromptBuilder, sample: list[dict], emit: Emit) -> VerifierScorer:
     """A scorer of the job's rows; ``sample``: some of them, for the plan.
 
     Raises:
-        ModelError: the label words begin with the same token, or the model cannot take packs.
+        ModelError: the label words begin with the same token.
         MachineError: not even one prompt fits.
     """
     labels = builder.label_tokens()
     plan = plan_scoring(job, base, prompt_tokens(builder.verifier_prompts(sample)[0]))
     emit("plan", text=str(plan), pack_tokens=plan.pack_tokens, resident=plan.resident)
-    with label_logits(model, base.compute, plan, labels) as logits:
-        yield VerifierScorer(job, base, model, builder, logits, plan)
+    return VerifierScorer(job, base, model, builder, LabelReader(model, base.compute, plan, labels), plan)
 
 
 def prompt_tokens(prompts: list[list[int]]) -> Tokens:

@@ -98,12 +98,13 @@ def test_any_order_gives_the_paired_test_of_the_rows_in_order(triples, ranks):
     found = compare_scores(first, second)
     assert found.versus == compare(right_first, right_second)
     assert found.first.left_out == found.second.left_out == 0
-    both = correct_on_common([first, second])
-    assert compare(*both) == found.versus
+    both, questions = correct_on_common([first, second])
+    assert compare(*both, questions) == found.versus
 
 
 def solver_scored(rows: list[tuple[int, bool]]) -> Scored:
     table = pd.DataFrame({"key": [str(content) for content, _ in rows], "row_id": range(len(rows)),
+                          "question": range(len(rows)),
                           "correct": [right for _, right in rows], "given": "1", "outcome": "wrong"})
     return Scored("x:1", "sft", "solver", table, table[["key", "row_id"]].assign(question="q", answer="1"))
 

@@ -1,5 +1,6 @@
 """Intervals and the paired test against statsmodels, brute force and simulation; a run's record survives its JSON."""
 
+import itertools
 import json
 import math
 
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
-from mathtune.metrics import bootstrap, compare, differ, interval, percentile_interval
+from mathtune.metrics import bootstrap, compare, differ, effective_rows, exchange_test, interval, percentile_interval, share
 from mathtune.run_record import LinkRecord, RunRecord, TrainingCurve
 from tests import record_fixtures
 
@@ -93,6 +94,53 @@ def test_shares_differ_where_newcombes_interval_of_their_difference_leaves_zero_
 
 def test_a_share_of_nothing_differs_from_none():
     assert not differ(interval(0, 0), interval(1000, 1000))
+
+
+@given(pairs)
+def test_questions_of_one_row_each_change_nothing(rows):
+    first, second = (np.array([row[i] for row in rows], dtype=bool) for i in (0, 1))
+    questions = np.arange(len(rows))[::-1]
+    plain, by_question = compare(first, second), compare(first, second, questions)
+    assert by_question.p == pytest.approx(plain.p) and by_question.model_copy(update={"p": plain.p}) == plain
+    assert share(first, questions) == interval(int(first.sum()), len(rows)) == share(first)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(-1, 1)), min_size=1, max_size=12))
+def test_the_exchange_test_agrees_with_every_exchange(rows):
+    questions, change = (np.array(column) for column in zip(*rows, strict=True))
+    nets = np.array([change[questions == question].sum() for question in set(questions)])
+    sums = [np.dot(signs, nets) for signs in itertools.product((-1, 1), repeat=len(nets))]
+    assert exchange_test(change, questions) == pytest.approx(np.mean(np.abs(sums) >= abs(change.sum())))
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=30), st.integers(1, 5))
+def test_rows_repeated_word_for_word_tell_no_more(flags, times):
+    once, questions = np.array(flags), np.arange(len(flags))
+    found = share(np.repeat(once, times), np.repeat(questions, times))
+    alone = share(once, questions)
+    assert found.value == alone.value and found.n == times * alone.n
+    assert found.high - found.low >= 0.98 * (alone.high - alone.low)
+    assert compare(np.repeat(once, times), np.repeat(~once, times), np.repeat(questions, times)).p == pytest.approx(
+        compare(once, ~once, questions).p)
+
+
+def test_intervals_and_tests_by_question_hold_what_they_promise_where_rows_depend_on_each_other():
+    random, rounds, questions = np.random.default_rng(5), 400, np.repeat(np.arange(100), 4)
+    covered = narrow = rejected = rejected_by_rows = 0
+    for _ in range(rounds):
+        ability = np.repeat(random.beta(0.7, 0.7, 100), 4)  # half of the variance lies between questions
+        first, second = (random.random(400) < ability for _ in range(2))
+        wide, plain = share(first, questions), share(first)
+        covered += wide.low <= 0.5 <= wide.high
+        narrow += plain.low <= 0.5 <= plain.high
+        luck = np.where(np.repeat(random.random(100) < 0.5, 4), first, ~first)  # as good, on whole questions
+        rejected += compare(first, luck, questions).p < 0.05
+        rejected_by_rows += compare(first, luck).p < 0.05
+    assert covered / rounds > 0.92 > narrow / rounds
+    assert rejected / rounds < 0.07 < rejected_by_rows / rounds
+    assert 1 <= effective_rows(first, questions) < 400
+
 
 
 @pytest.mark.slow

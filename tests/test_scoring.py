@@ -1,6 +1,9 @@
 """Scores: each row as if it were alone, words that are neither label counted apart, solutions cut off or ended."""
 
+import copy
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,14 +14,16 @@ from hypothesis import strategies as st
 
 from mathtune import scoring
 from mathtune.answers import extract_answer, same_answer
+from mathtune.errors import BadNumbers
 from mathtune.generation import GumbelNoise, sample_seed
 from mathtune.models import borrowed, load_base
-from mathtune.packed_model import label_logits
+from mathtune.packed_model import LabelReader
 from mathtune.packing import cut, fill_up, make_pack
 from mathtune.prefill_plan import Prefill
 from mathtune.prompts import PromptBuilder
 from mathtune.recipe import Evaluation, Sft
 from mathtune.schemas import SAMPLES
+from mathtune.score_blocks import Scored
 from mathtune.scoring import score
 from mathtune.sft import train_chunk
 from mathtune.verifier_scoring import prompt_tokens
@@ -74,7 +79,7 @@ def test_so_it_does_through_any_models_layers(name, adapts):
     tokens, head = prompt_tokens(prompts), plain.get_output_embeddings()
     for fast in {False, name == "llama"}:
         plan = Prefill(pack_tokens=60, resident=fast, bytes=0, available=0, fast=fast)
-        with torch.inference_mode(), label_logits(model, COMPUTE, plan, (7, 11)) as logits:
+        with torch.inference_mode(), LabelReader(model, COMPUTE, plan, (7, 11)).reading() as logits:
             for places in cut(tokens.lengths, tokens.shared_prefix, 60):
                 found = logits(make_pack(tokens, places, tokens.shared_prefix)).softmax(-1)[:, 0]
                 alone = [model_alone(plain, model, prompts[i], head)[[7, 11]].softmax(-1)[0] for i in places]
@@ -91,7 +96,7 @@ def test_what_fills_a_pack_up_changes_no_score(lengths, more, shares):
     assert len(full.input_ids) == len(full.positions) == full.query_ends[-1] and len(full.labels) == full.label_ends[-1] == 12
     for fast in (True, False):
         plan = Prefill(pack_tokens=0, resident=True, bytes=0, available=0, fast=fast)
-        with torch.inference_mode(), label_logits(model, COMPUTE, plan, (7, 11)) as logits:
+        with torch.inference_mode(), LabelReader(model, COMPUTE, plan, (7, 11)).reading() as logits:
             assert torch.allclose(logits(full)[:len(lengths)], logits(pack), atol=1e-5)
 
 
@@ -110,6 +115,41 @@ def model_alone(plain, model, ids: list[int], head) -> torch.Tensor:
 def token_lists(lengths):
     tokens = tokens_of(lengths, prefix=6, labels=1)
     return [tokens.of(i).tolist() for i in range(len(tokens))]
+
+
+@pytest.mark.parametrize("config", [CONFIGS["qwen2"], CONFIGS["gemma3"]], ids=["qwen2", "gemma3"])
+def test_any_model_is_scored_and_listened_to(base, config, tiny_base, tmp_path):
+    config = copy.deepcopy(config)
+    config.vocab_size = len(base.tokenizer)
+    other = replace(base, model=untrained(config))
+    job = score_job(tiny_base, tmp_path, n=12, words_rows=12)
+    score(job, other, quiet)
+    head = other.model.get_output_embeddings()
+    with borrowed(other) as model, torch.no_grad():
+        for row, p_true in zip(pq.read_table(job.rows).to_pylist(), read(job)["p_true"].to_pylist(), strict=True):
+            assert single_row(model, other, job, row).softmax(-1)[0].item() == pytest.approx(p_true, abs=1e-5)
+    assert None not in read(job)["said"].to_pylist() and other.model.get_output_embeddings() is head
+
+
+def test_a_logit_that_is_no_number_stops_the_scoring_with_its_row(base, tiny_base, tmp_path, monkeypatch):
+    broken = copy.deepcopy(base.model)
+    broken.get_input_embeddings().weight.data[:] = float("nan")
+    with pytest.raises(BadNumbers, match="logits of 40 of 40 rows are no numbers") as caught:
+        score(score_job(tiny_base, tmp_path), replace(base, model=broken), quiet)
+    assert caught.value.where == "row_id 0, 1, 2, 3, 4"
+
+
+def test_who_scores_the_same_may_clear_the_blocks_away_at_any_moment(base, tiny_base, tmp_path, monkeypatch):
+    monkeypatch.setitem(scoring.BLOCK_ROWS, "verifier", 16)
+    write = Scored.write
+
+    def and_clear(self, folder):
+        write(self, folder)
+        shutil.rmtree(tmp_path / "blocks", ignore_errors=True)
+
+    monkeypatch.setattr(Scored, "write", and_clear)
+    job = score_job(tiny_base, tmp_path, n=40)
+    assert score(job, base, quiet)["rows"] == 40 == len(read(job))
 
 
 class Killed(Exception):

@@ -124,7 +124,8 @@ def trial_record(name: str, **fields) -> TrialRecord:
 
 
 def scored(name: str, correct) -> Scored:
-    table = pd.DataFrame({"key": [str(i) for i in range(len(correct))], "row_id": range(len(correct)), "correct": correct})
+    numbers = range(len(correct))
+    table = pd.DataFrame({"key": map(str, numbers), "question": numbers, "row_id": numbers, "correct": correct})
     return Scored(name, "sft", "solver", table, table)
 
 

@@ -13,7 +13,7 @@ from sklearn import metrics as sk
 
 from mathtune.calibration import brier_and_error
 from mathtune.schemas import VERDICTS
-from mathtune.verifier_metrics import ranked_figures, verifier_metrics
+from mathtune.verifier_metrics import area_under_roc, verifier_metrics
 
 SAID = ["true", "false", "malformed", None]
 # (label, margin of the logits, said): margins on a grid, so that scores tie
@@ -65,16 +65,26 @@ def test_figures_agree_with_scikit_learn(rows):
 
 @settings(max_examples=40, deadline=None)
 @given(judged_rows.filter(bool), st.randoms(use_true_random=False))
-def test_a_resamples_figures_are_those_of_the_rows_that_it_holds(rows, random):
+def test_a_resamples_area_is_that_of_the_rows_that_it_holds(rows, random):
     rows = sorted(rows, key=lambda row: row[1])
     table, labels = verdict_table(rows)
-    predictions, p_true = table["prediction"].to_numpy().astype(bool), table["p_true"].to_numpy()
+    p_true = table["p_true"].to_numpy()
     weights = np.array([random.randrange(3) for _ in rows])
-    held = [np.repeat(column, weights) for column in (labels, predictions, p_true)]
-    f1, area = ranked_figures(labels, predictions, p_true)(weights[None].astype(float))[0]
-    assert f1 == pytest.approx(sk.f1_score(held[0], held[1], zero_division=np.nan) if weights.any() else math.nan, nan_ok=True)
+    held = [np.repeat(column, weights) for column in (labels, p_true)]
+    area = area_under_roc(labels, p_true)(weights[None].astype(float))[0, 0]
     two = len(set(held[0])) == 2
-    assert area == pytest.approx(sk.roc_auc_score(held[0], held[2]) if two else math.nan, nan_ok=True)
+    assert area == pytest.approx(sk.roc_auc_score(*held) if two else math.nan, nan_ok=True)
+
+
+@pytest.mark.parametrize("rows", [8, 200])
+def test_a_verifier_without_a_mistake_is_not_certain(rows):
+    labels = np.arange(rows) % 2 == 0
+    table, labels = verdict_table([(label, 2.0 if label else -2.0, None) for label in labels])
+    found = verifier_metrics(table, labels)
+    for figure in (found.accuracy, found.f1, found.roc_auc):
+        assert figure.value == figure.high == 1.0 and 0.5 < figure.low < 1 - 1 / rows
+    worst = verifier_metrics(table, ~labels)
+    assert worst.roc_auc.value == worst.roc_auc.low == 0.0 < worst.roc_auc.high
 
 
 @settings(max_examples=40, deadline=None)
@@ -131,9 +141,9 @@ def test_rows_of_one_question_widen_the_intervals():
     four, questions = pa.concat_tables([table] * 4), np.tile(np.arange(100), 4)
     apart, together = verifier_metrics(four, np.tile(labels, 4)), verifier_metrics(four, np.tile(labels, 4), questions)
     once = verifier_metrics(table, labels, np.arange(100))
-    for name in ("f1", "roc_auc", "brier"):
+    for name in ("accuracy", "recall", "f1", "roc_auc", "brier"):
         wide, narrow, plain = (getattr(one, name).high - getattr(one, name).low for one in (together, apart, once))
-        assert wide == pytest.approx(plain) and narrow < 0.65 * wide, name
+        assert wide == pytest.approx(plain, rel=0.02) and narrow < 0.65 * wide, name
 
 
 @pytest.mark.parametrize("rows", [[(True, 1.0, None)], [(False, -1.0, None)] * 3, [(True, 50.0, None), (False, -50.0, None)]])

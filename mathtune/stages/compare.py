@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from mathtune.comparison import FACTS, ROWS, SCORES, content_keys
 from mathtune.files import disk_errors
 from mathtune.run_record import RunRecord
-from mathtune.stages.evaluate import correct_rows
+from mathtune.stages.evaluate import correct_rows, validation_questions
 from mathtune.stages.submit import parquet_bytes, same_bytes
 from mathtune.store import Artifact
 from mathtune.workspace import Workspace
@@ -47,9 +47,10 @@ def write_scores(work: Workspace, record: RunRecord, scores: dict[str, Artifact]
 
 
 def small_scores(work: Workspace, artifact: Artifact, parts: Artifact, keys: pa.Array, facts: dict[str, Any]) -> pa.Table:
-    """``key``, ``row_id``, ``correct`` and what was said in a word or number, by row."""
+    """``key``, ``question`` (a key), ``row_id``, ``correct`` and what was said in a word or number, by row."""
     table = pq.read_table(artifact.path("scores.parquet"), columns=["row_id", *SAID[work.recipe.task]])
-    table = table.add_column(1, "correct", pa.array(correct_rows(work, artifact, parts)))
+    table = table.add_column(0, "question", pa.array(validation_questions(parts, len(table))))
+    table = table.add_column(2, "correct", pa.array(correct_rows(work, artifact, parts)))
     return table.add_column(0, "key", keys.slice(0, len(table))).replace_schema_metadata({FACTS: json.dumps(facts)})
 
 

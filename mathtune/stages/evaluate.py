@@ -24,7 +24,7 @@ from mathtune.verifier_metrics import verifier_metrics
 from mathtune.workspace import Workspace
 
 SCORE_VERSION = 2
-METRICS_VERSION = 1  # raised when the same scores would give other figures than before
+METRICS_VERSION = 2  # raised when the same scores would give other figures than before
 
 
 def evaluate(work: Workspace, base: dict[str, Any], parts: Artifact, link: Link | None,
@@ -74,8 +74,7 @@ def score_rows(work: Workspace, base: dict[str, Any], link: Link | None, rows: P
 
     place = Place.within(work.artifacts.folders, f"score-blocks/{key}")
     scores = work.artifacts.get_or_build("score", key, build)
-    if not scores.cached:
-        work.artifacts.folders.remove(place.name)
+    work.artifacts.folders.remove(place.name)  # also where this is served: a kill may have come before the removal
     return scores
 
 
@@ -109,6 +108,11 @@ def metrics_of(work: Workspace, scores: Artifact, parts: Artifact,
 def scored_rows(scores: pa.Table, parts: Artifact) -> pa.Table:
     """The validation rows that scores are about, in the same order."""
     return pq.read_table(parts.path("validation.parquet")).slice(0, len(scores))
+
+
+def validation_questions(parts: Artifact, rows: int) -> np.ndarray:
+    """Keys (uint64) of the questions of the first validation rows: which of them are not independent of each other."""
+    return question_keys(pq.read_table(parts.path("validation.parquet"), columns=["question"])["question"].slice(0, rows))
 
 
 def divisions_of(rows: pa.Table, raw: Artifact | None) -> list[Division]:

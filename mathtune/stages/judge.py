@@ -7,7 +7,7 @@ from mathtune.errors import ChainError, RejectedLink
 from mathtune.figures import Comparison
 from mathtune.metrics import compare
 from mathtune.stages import Outcome
-from mathtune.stages.evaluate import correct_rows
+from mathtune.stages.evaluate import correct_rows, validation_questions
 from mathtune.stages.train import chain_pins
 from mathtune.store import Artifact
 from mathtune.workspace import Workspace
@@ -27,7 +27,8 @@ def judge(work: Workspace, base: dict[str, Any], parts: Artifact, link: Link, sc
     Raises:
         RejectedLink: the link is worse; it is recorded as rejected, and the head stays.
     """
-    versus = compare(correct_rows(work, parent_scores, parts), correct_rows(work, scores, parts))
+    before, after = (correct_rows(work, one, parts) for one in (parent_scores, scores))
+    versus = compare(before, after, validation_questions(parts, len(after)))
     known = work.chain.record(link).get("verdict") == "rejected"
     word = decision if known else None  # not about the links that are trained after the rejected one
     if word is None and (known or is_worse(versus, work.recipe.evaluation.reject_p)):

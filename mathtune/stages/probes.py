@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from mathtune.chain import Link
 from mathtune.figures import Forgetting, Interval
-from mathtune.metrics import interval
+from mathtune.metrics import share
+from mathtune.questions import question_keys
 from mathtune.ranges import Range
 from mathtune.recipe import Recipe
 from mathtune.stages import Outcome
@@ -41,8 +42,10 @@ def probe(work: Workspace, base: dict[str, Any], parts: Artifact, links: list[Li
     rows = pool_rows(work, parts, np.concatenate(positions))
     path = rows.path("rows.parquet")
     scores = score_rows(work, base, links[-1], path, rows.files["rows.parquet"], limit=None, words_rows=0)
-    right = np.split(correct_probes(scores, path), np.cumsum([len(one) for one in positions])[:-1])
-    accuracy = [interval(int(one.sum()), len(one)) for one in right]
+    borders = np.cumsum([len(one) for one in positions])[:-1]
+    right = np.split(correct_probes(scores, path), borders)
+    asked = np.split(question_keys(pq.read_table(path, columns=["question"])["question"]), borders)
+    accuracy = [share(*one) for one in zip(right, asked, strict=True)]
     text = ", ".join(f"{one.value:.0%}" for one in accuracy)
     return Outcome(accuracy, scores.cached, f"{text} right of the {len(chunks)} chunks' probes" if len(chunks) > 1 else
                    f"{text} right of its chunk's probes")

@@ -20,7 +20,7 @@ from mathtune.report.tables import key_figures
 from mathtune.run_record import LeftOut, LinkRecord, Redone, RunRecord, TrainingCurve
 from mathtune.stages import Outcome
 from mathtune.stages.compare import write_scores
-from mathtune.stages.evaluate import correct_rows, metrics_of, wrong_rows
+from mathtune.stages.evaluate import correct_rows, metrics_of, validation_questions, wrong_rows
 from mathtune.stages.leaks import read_pairs
 from mathtune.store import Artifact
 from mathtune.tracking import log_report
@@ -45,6 +45,7 @@ def make_record(work: Workspace, links: list[Link], served: set[str], scores: di
     parts, raw = data["split"], data["download"]
     verdicts = {entry.link.key: entry.verdict for entry in work.chain.entries()}
     correct = {key: correct_rows(work, artifact, parts) for key, artifact in scores.items()}
+    questions = validation_questions(parts, max((len(one) for one in correct.values()), default=0))
     records = []
     for link in links:
         both = link.key in correct and link.parent in correct
@@ -54,7 +55,7 @@ def make_record(work: Workspace, links: list[Link], served: set[str], scores: di
             training=TrainingCurve.model_validate(link.result["curve"]),
             facts={name: link.result[name] for name in COUNTS if name in link.result},
             metrics=metrics_of(work, scores[link.key], parts, raw) if link.key in scores else None,
-            versus_parent=compare(correct[link.parent], correct[link.key]) if both else None,
+            versus_parent=compare(correct[link.parent], correct[link.key], questions) if both else None,
             adapter=str(work.chain.adapter(link)), seconds=link.result["seconds"],
             verdict=verdicts[link.key], incidents=link.result["incidents"],
             redone=Redone.model_validate(link.result["redone"]), pack_tokens=link.result.get("pack_tokens"),
@@ -69,7 +70,7 @@ def make_record(work: Workspace, links: list[Link], served: set[str], scores: di
         base=metrics_of(work, scores[""], parts, raw) if "" in scores else None,
         links=records, left_out=left_out(work.chain),
         exact=base["device"] == "cpu" or work.recipe.hardware.deterministic,
-        versus_base=compare(correct[""], correct[last]) if last and "" in correct else None,
+        versus_base=compare(correct[""], correct[last], questions) if last and "" in correct else None,
         forgetting=forgetting,
         leaks=[pair for name in ("leaks", "prompt-leaks") if name in data for pair in read_pairs(data[name])],
         data={name: artifact.facts for name, artifact in data.items()}, submission=submission,

@@ -15,10 +15,19 @@ from mathtune.calibration import calibrated, margins_of
 from mathtune.chain import Link
 from mathtune.errors import DataError, StoreError, TrainingError
 from mathtune.figures import Calibration, Interval
-from mathtune.metrics import differ, interval
+from mathtune.metrics import differ, share
+from mathtune.questions import question_keys
 from mathtune.recipe_file import dump_recipe
 from mathtune.stages import Outcome
-from mathtune.stages.evaluate import labels_in, metrics_of, range_name, score_rows, scored_rows, validation_scores
+from mathtune.stages.evaluate import (
+    labels_in,
+    metrics_of,
+    range_name,
+    score_rows,
+    scored_rows,
+    validation_questions,
+    validation_scores,
+)
 from mathtune.stages.judge import comparison_text
 from mathtune.store import Artifact
 from mathtune.workspace import Workspace
@@ -53,7 +62,7 @@ def submit(work: Workspace, base: dict[str, Any], raw: Artifact, parts: Artifact
         rows, and the accuracy where the test rows' truth is known.
     """
     scores = score_rows(work, base, link, raw.path("test.parquet"), raw.files["test.parquet"], limit=None, words_rows=0)
-    test = pq.read_table(raw.path("test.parquet"), columns=["row_id", "ID", "is_correct"])
+    test = pq.read_table(raw.path("test.parquet"), columns=["row_id", "ID", "is_correct", "question"])
     table = pq.read_table(scores.path("scores.parquet"))
     if not table["row_id"].equals(test["row_id"]):
         raise StoreError("the scores are not one for each test row, in order", where=str(scores.path("scores.parquet")),
@@ -61,15 +70,15 @@ def submit(work: Workspace, base: dict[str, Any], raw: Artifact, parts: Artifact
     facts = {"rows": len(test), "link": link.number, "range": str(link.range or "grpo"), "chain": work.chain.name,
              "adapter_digest": link.adapter_digest, "test_rows_digest": raw.files["test.parquet"],
              "recipe_sha256": hashlib.sha256(dump_recipe(work.recipe).encode()).hexdigest(), "mathtune": __version__}
-    files, what = {}, "predictions.parquet"
+    files, what, questions = {}, "predictions.parquet", question_keys(test["question"])
     if work.recipe.task == "verifier":
-        table, judged, what = judge_test_rows(work, base, raw, parts, link, table)
+        table, judged, what = judge_test_rows(work, base, parts, raw, link, table, questions)
         settings = work.recipe.submission
         csv = submission_csv(test["ID"].to_numpy(), table["prediction"].to_numpy(zero_copy_only=False),
                              settings.id_column, settings.label_column)
         facts |= {**judged, "sha256": hashlib.sha256(csv).hexdigest()}
         files["submission.csv"] = csv
-    if right := known_accuracy(table, test):
+    if right := known_accuracy(table, test, questions):
         facts["accuracy"] = right.model_dump(mode="json")
     files["predictions.parquet"] = parquet_bytes(table.add_column(0, "ID", test["ID"]))
     target = work.run.range_folder(range_name(link))
@@ -82,12 +91,13 @@ def submit(work: Workspace, base: dict[str, Any], raw: Artifact, parts: Artifact
     return Outcome(facts, unchanged and scores.cached, f"{len(test):,} rows → {what}")
 
 
-def judge_test_rows(work: Workspace, base: dict[str, Any], raw: Artifact, parts: Artifact, link: Link,
-                    verdicts: pa.Table) -> tuple[pa.Table, dict[str, Any], str]:
+def judge_test_rows(work: Workspace, base: dict[str, Any], parts: Artifact, raw: Artifact, link: Link, verdicts: pa.Table,
+                    questions: np.ndarray) -> tuple[pa.Table, dict[str, Any], str]:
     """Judges the test rows by the recipe's threshold, or by what was fitted on the validation rows.
 
     Args:
         verdicts: of the test rows, ``schemas.VERDICTS``.
+        questions: keys of the test rows' questions.
 
     Returns:
         the predictions (row_id, logits, ``p_true`` as scored, ``p_calibrated``, ``prediction``); facts; and what was done, in
@@ -99,16 +109,16 @@ def judge_test_rows(work: Workspace, base: dict[str, Any], raw: Artifact, parts:
     known = pq.read_table(seen.path("scores.parquet"))
     labels = labels_in(scored_rows(known, parts))
     predictions = rule.judge(verdicts)
-    share, validation = _share(predictions), _share(rule.judge(known))
+    true_share, validation = share(predictions, questions), share(rule.judge(known), validation_questions(parts, len(known)))
     facts = {"temperature": rule.temperature, "threshold": rule.threshold, "threshold_from": rule.origin,
-             "true_share": share.model_dump(mode="json"), "validation_true_share": validation.model_dump(mode="json")}
-    if notices := notices_of(share, validation, float(labels.mean()), rule, calibration):
+             "true_share": true_share.model_dump(mode="json"), "validation_true_share": validation.model_dump(mode="json")}
+    if notices := notices_of(true_share, validation, float(labels.mean()), rule, calibration):
         facts["notices"] = notices
         for text in notices:
             work.emit("notice", text=text)
     names = ["row_id", "logit_true", "logit_false", "p_true"]
     table = verdicts.select(names).append_column("p_calibrated", pa.array(rule.p_true(verdicts), pa.float32()))
-    what = (f"submission.csv, {share.value:.1%} True (validation {validation.value:.1%}) above {rule.threshold:.3f} at "
+    what = (f"submission.csv, {true_share.value:.1%} True (validation {validation.value:.1%}) above {rule.threshold:.3f} at "
             f"temperature {rule.temperature:.2f}, {rule.origin}")
     return table.append_column("prediction", pa.array(predictions)), facts, what
 
@@ -142,10 +152,6 @@ def notices_of(share: Interval, validation: Interval, labelled: float, rule: Rul
     return notices
 
 
-def _share(predictions: np.ndarray) -> Interval:
-    return interval(int(predictions.sum()), len(predictions))
-
-
 def _percent(share: Interval) -> str:
     return f"{share.value:.1%} ({share.low:.1%} to {share.high:.1%})"
 
@@ -170,7 +176,7 @@ def submission_csv(ids: np.ndarray, predictions: np.ndarray, id_column: str, lab
     return csv
 
 
-def known_accuracy(scores: pa.Table, test: pa.Table):
+def known_accuracy(scores: pa.Table, test: pa.Table, questions: np.ndarray) -> Interval | None:
     """Accuracy on the test rows whose truth is known; None if none is."""
     if "prediction" in scores.column_names:
         known = np.flatnonzero(test["is_correct"].is_valid().to_numpy())
@@ -178,7 +184,8 @@ def known_accuracy(scores: pa.Table, test: pa.Table):
             zero_copy_only=False)
     else:
         right = scores["correct"].to_numpy(zero_copy_only=False)
-    return interval(int(right.sum()), len(right)) if len(right) else None
+        known = np.arange(len(right))
+    return share(right, questions[known]) if len(right) else None
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
