@@ -391,7 +391,7 @@ def test_without_wandb_the_training_goes_on_and_is_sent_later(world, whole):
 
 
 def test_a_hub_that_comes_back_is_asked_again(world):
-    world.recipe("hub", source={"hub": REPO, "test_split": "test", "limit": 600})
+    world.recipe("hub", source={"hub": REPO, "test_split": "test", "limit": 600}, leaks={"exact": "report"})
     with HubServer(FILES) as hub:
         hub._server.verify_request = lambda *_: False  # every connection is closed unanswered
         run = Run(world, "hub", "evaluate", HF_ENDPOINT=hub.url)
@@ -423,7 +423,7 @@ def test_without_server_and_database_nothing_is_lost(world, whole):
     assert run.end() == 1
     assert "✗ MachineError run away: Prefect's server went away" in run.output and "→ prefect server start" in run.output
     assert "Traceback" not in run.output and "EventsWorker" not in run.output
-    assert list(run.stages)[-2:] == ["submit", "report"] and set(run.stages.values()) == {"done"}
+    assert "submit" in run.stages and list(run.stages)[-1] == "report" and set(run.stages.values()) == {"done"}
     assert world.outcome("away") == whole
 
     world.database.rename(world.folder / "lost")  # kept for the search for secrets
