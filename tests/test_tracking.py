@@ -43,18 +43,14 @@ def test_what_wandb_does_not_take_fails_no_run(tmp_path, monkeypatch, place):
 
 
 @pytest.mark.slow
-def test_the_report_is_kept_offline_without_a_key(tmp_path, monkeypatch):
-    for variable in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT", "WANDB_NAME"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    monkeypatch.setenv("WANDB_SILENT", "true")
+def test_the_report_is_kept_offline_without_a_key(tmp_path, offline_wandb):
     record: RunRecord = verifier_record()
     chart = charts_of(record)[0]
     (tmp_path / "accuracy.png").write_bytes(chart.png())
     log_report(Tracking(project="maths", group="all"), record, key_figures(record), {chart.title: tmp_path / "accuracy.png"},
                lambda *_, **__: None)
 
-    (folder,) = tmp_path.glob("wandb/offline-run-*")
+    (folder,) = offline_wandb.glob("offline-run-*")
     (picture,) = folder.glob("files/media/images/report/*.png")
     assert picture.read_bytes() == chart.png()
     (log,) = folder.glob("*.wandb")
