@@ -10,10 +10,8 @@ from rich.text import Text
 from flows.fitting import Column, FittingTable
 from mathtune.comparison import SHORT, ChangedRow, RowsCompared, Side, compare_scores, read_scored
 from mathtune.errors import RecipeError
-from mathtune.figures import Comparison
+from mathtune.figures import SURE, Comparison
 from mathtune.files import write_atomically
-
-SURE = 0.05
 
 
 def show_comparison(console: Console, first: str, second: str, runs: Path, examples: int, json_file: Path | None) -> None:

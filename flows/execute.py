@@ -15,6 +15,8 @@ from rich.console import Console
 from flows.display import Display
 from flows.show import result_table
 from mathtune.errors import MachineError, MathtuneError
+from mathtune.exit_status import GIVEN_UP, SAVED
+from mathtune.parent import PARENT, end_with
 from mathtune.recipe import Recipe
 from mathtune.workspace import RunFolder, new_execution
 
@@ -30,7 +32,6 @@ QUIET_PREFECT = {
 PATIENCE = {"PREFECT_CLIENT_MAX_RETRIES": "4", "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL"}
 
 SERVER_REMEDY = "prefect server start, or unset PREFECT_API_URL"
-SAVED = 75  # EX_TEMPFAIL of sysexits.h: not done, try again
 
 
 def execute(console: Console, flow: Callable[..., dict[str, Any]], recipe: Recipe, **parameters: Any) -> None:
@@ -53,7 +54,7 @@ def supervise(console: Console, events: Path, title: str, flow: Callable[[], dic
     """
     from httpx import HTTPError
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(stop_status(events)))  # Prefect passes the signal on once it has acted
+    heed_signals(events)
     shield_server()
     with Display(console, events):
         try:
@@ -71,16 +72,34 @@ def supervise(console: Console, events: Path, title: str, flow: Callable[[], dic
             raise MachineError(str(error), where="PREFECT_API_URL", remedy=SERVER_REMEDY) from error
 
 
+def heed_signals(events: Path) -> None:
+    """Has this process end by ``stop_status`` at SIGTERM, which also stands for a closed terminal (but under nohup) and for
+    the end of the process that started it as a part of its own (``mathtune.parent``)."""
+
+    def terminate(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def hang_up(*_: object) -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # shell and kernel both tell of a closed terminal; a save takes a while
+        terminate()
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(stop_status(events)))  # Prefect passes the signal on once it has acted
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, hang_up)
+    if parent := os.environ.pop(PARENT, None):  # popped: it is not for the processes that this one starts
+        end_with(int(parent), terminate)
+
+
 def shield_server() -> None:
     """Has Prefect's own server, a child in the terminal's foreground, end neither before the run nor after it.
 
-    Ctrl-C would take the server before it could be told that the run was stopped: a blocked signal stays blocked in the
-    program that a process starts. And SIGKILL would leave it behind: ``flows.local_server`` looks to its parent.
+    Ctrl-C or a closed terminal would take the server before it could be told that the run was stopped: a blocked signal stays
+    blocked in the program that a process starts. And SIGKILL would leave it behind: ``flows.local_server`` looks to its parent.
     """
     from prefect.server.api import server
 
     def start(arguments: list[str], **options: Any) -> subprocess.Popen:
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
         try:
             return subprocess.Popen([arguments[0], "-m", "flows.local_server", *arguments[3:]], **options)
         finally:
@@ -116,10 +135,9 @@ def own_error(error: BaseException | None) -> MathtuneError | None:
 
 
 def stop_status(events: Path) -> int:
-    """Exit status of a run that was told to stop: ``SAVED``, or that of a program ended by SIGTERM where steps since the
-    last checkpoint were given up."""
+    """Exit status of a run that was told to stop: ``SAVED``, or ``GIVEN_UP`` where steps since the last checkpoint were."""
     stopped = [json.loads(line) for line in events.read_text().splitlines() if '"stopped"' in line] if events.is_file() else []
-    return SAVED if stopped and stopped[-1]["saved"] else 128 + signal.SIGTERM
+    return SAVED if stopped and stopped[-1]["saved"] else GIVEN_UP
 
 
 for _name, _value in (PATIENCE if "PREFECT_API_URL" in os.environ else {**QUIET_PREFECT, **PATIENCE}).items():

@@ -4,19 +4,11 @@ Prefect ends it in an exit handler, which a SIGKILL leaves out: a server would s
 """
 
 import os
-import threading
-import time
 
 import uvicorn
 
-
-def end_with(parent: int) -> None:
-    """Ends this process once its parent is another than ``parent``: a process without its parent is given to another."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(0)
-
+from mathtune.parent import end_with
 
 if __name__ == "__main__":
-    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+    end_with(os.getppid(), lambda: os._exit(0))
     uvicorn.main()

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from rich.text import Text
 
 from flows.execute import supervise
 from flows.prepare import open_workspace, prepare_data
-from flows.sweep_table import artifact_key, artifact_rows, sweep_table
+from flows.sweep_table import artifact_rows, sweep_table
 from mathtune.comparison import read_scored
 from mathtune.errors import RecipeError
 from mathtune.recipe_source import Name
-from mathtune.sweep import Sweep
+from mathtune.sweep import Sweep, Trial
 from mathtune.sweep_record import SweepRecord, TrialRecord, as_csv, empty_record, judged
 from mathtune.workspace import RunFolder, Workspace, new_execution
+from tasks.artifacts import artifact_key
 from tasks.data import check_base
 from tasks.results import evaluate
 from tasks.trials import ChildTrials, DeployedTrials, Trials, is_done, run_trial
@@ -48,10 +50,10 @@ def sweep(plan: Sweep, parallel: int = 1, deployment: str | None = None, executi
     with open_workspace(recipe, execution) as work:
         trials = make_trials(work, plan, parallel, deployment)
         earlier = read_record(work.run)
-        if any(not is_done(trial, run_folder(trial).path / "metrics.json", earlier) for trial in plan.trials):
+        if any(not is_done(trial, metrics_file(trial), earlier) for trial in plan.trials):
             prepare_once(work, base_too=deployment is None and parallel > 1)
         record = run_trials(work, plan, trials, earlier)
-        create_table_artifact(key=artifact_key(plan.name), table=artifact_rows(record), description=f"sweep {plan.name}")
+        create_table_artifact(artifact_rows(record), key=artifact_key("sweep", plan.name), description=f"sweep {plan.name}")
         return {"record": record.model_dump(mode="json"), "folder": str(work.run.path)}
 
 
@@ -73,7 +75,7 @@ def prepare_once(work: Workspace, base_too: bool) -> None:
 
 def run_trials(work: Workspace, plan: Sweep, trials: Trials, earlier: SweepRecord | None) -> SweepRecord:
     """All trials, as many at a time as there is place for; the record is written anew after each."""
-    found = {trial.name: empty_record(trial, "not run") for trial in plan.trials}
+    found = known_trials(plan, earlier)
     futures = {run_trial.task.submit(work, trial, trials, earlier): trial for trial in plan.trials}
     try:
         for future in as_completed(list(futures)):
@@ -88,12 +90,21 @@ def run_trials(work: Workspace, plan: Sweep, trials: Trials, earlier: SweepRecor
     return record
 
 
+def known_trials(plan: Sweep, earlier: SweepRecord | None) -> dict[str, TrialRecord]:
+    """Every trial as an earlier execution left it where that still holds, else as not run: what is told of those that this
+    one is stopped before."""
+    before = {one.name: one for one in earlier.trials} if earlier else {}
+    return {trial.name: before[trial.name] if is_done(trial, metrics_file(trial), earlier) else empty_record(trial, "not run")
+            for trial in plan.trials}
+
+
 def write_record(work: Workspace, plan: Sweep, found: list[TrialRecord]) -> SweepRecord:
     """``sweep.json`` and ``sweep.csv``: every trial held against the best."""
-    runs = {trial.name: run_folder(trial).path.parent for trial in plan.trials}
-    best, trials = judged(found, {one.name: read_scored(one.name, runs[one.name]) for one in found if one.state == "done"})
+    runs = {trial.name: run_folder(trial).path for trial in plan.trials}
+    done = [one.name for one in found if one.state == "done"]
+    best, trials = judged(found, {name: read_scored(name, runs[name].parent) for name in done})
     record = SweepRecord(name=plan.name, created=datetime.now(UTC), best=best, trials=trials).beside_base(
-        [run_folder(trial).path / "metrics.json" for trial, one in zip(plan.trials, found, strict=True) if one.state == "done"])
+        [runs[name] / "metrics.json" for name in done])
     work.run.write("sweep.json", record.model_dump_json(indent=2) + "\n")
     work.run.write("sweep.csv", as_csv(record))
     return record
@@ -105,8 +116,12 @@ def read_record(run: RunFolder) -> SweepRecord | None:
     return SweepRecord.model_validate_json(path.read_text()) if path.is_file() else None
 
 
-def run_folder(trial) -> RunFolder:
+def run_folder(trial: Trial) -> RunFolder:
     return RunFolder(Path(trial.recipe.storage.runs), trial.name)
+
+
+def metrics_file(trial: Trial) -> Path:
+    return run_folder(trial).path / "metrics.json"
 
 
 def gpu_places(plan: Sweep, parallel: int) -> list[str | None]:
@@ -126,9 +141,13 @@ def gpu_places(plan: Sweep, parallel: int) -> list[str | None]:
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that a program started here would see; asks the driver's own tool, since torch stays out of this process."""
+    """The GPUs that a program started here would see; asks the driver's own tool, since torch stays out of this process.
+
+    CUDA takes the devices named before the first that is none, such as -1 (its programming guide, CUDA_VISIBLE_DEVICES).
+    """
     if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
+        names = (name.strip() for name in os.environ["CUDA_VISIBLE_DEVICES"].split(","))
+        return list(takewhile(lambda name: name and not name.startswith("-"), names))
     if shutil.which("nvidia-smi") is None:
         return []
     listed = subprocess.run(["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True)

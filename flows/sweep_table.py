@@ -1,7 +1,5 @@
 """The table of a sweep: for the terminal, and as a Prefect artifact."""
 
-import re
-
 from rich.console import Group
 from rich.text import Text
 
@@ -41,11 +39,6 @@ def artifact_rows(record: SweepRecord) -> list[dict[str, str]]:
     """The same for Prefect's page, each trial by its name."""
     return [{"trial": trial.name, **{name: joined(cell, " ") for name, cell in cells(record, trial).items()}}
             for trial in record.trials]
-
-
-def artifact_key(name: str) -> str:
-    """A key that Prefect takes: lower-case letters, digits and dashes."""
-    return "sweep-" + re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def cells(record: SweepRecord, trial: TrialRecord) -> dict[str, Cell]:

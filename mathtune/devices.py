@@ -57,12 +57,15 @@ def cap_memory(hardware: Hardware, compute: Compute) -> None:
         torch.cuda.set_per_process_memory_fraction(min(1.0, wanted / total), compute.device)
 
 
+NO_PEAK: dict[str, float | None] = {"peak_gib": None, "peak_rss_gib": None}  # of a body that does not run
+
+
 @contextmanager
 def peak_memory(compute: Compute) -> Iterator[dict[str, float | None]]:
     """Measures the most memory that is held while the body runs, the base included, and has it in the mapping afterwards:
     ``peak_gib`` of the GPU, by torch; without one ``peak_rss_gib`` of this process, by the kernel (None where it does not
     tell, as outside Linux). The kernel's mark is put back by writing 5 to clear_refs (proc_pid_clear_refs(5))."""
-    peak: dict[str, float | None] = {"peak_gib": None, "peak_rss_gib": None}
+    peak = dict(NO_PEAK)
     if compute.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         yield peak

@@ -15,6 +15,7 @@ Figure = Annotated[
     BeforeValidator(lambda value: math.nan if value is None else value),
     PlainSerializer(lambda value: value if math.isfinite(value) else None, when_used="json"),
 ]
+SURE = 0.05  # p of a comparison below which chance alone would hardly make the difference
 Class = Literal["true", "false"]
 Outcome = Literal["right", "wrong", "unparsed", "cut off", "timed out"]
 

@@ -25,7 +25,7 @@ from mathtune.adapters import (
     save_adapter,
     towers,
 )
-from mathtune.devices import peak_memory
+from mathtune.devices import NO_PEAK, peak_memory
 from mathtune.errors import DataError, TrainingError
 from mathtune.events import Emit
 from mathtune.grading import Grader
@@ -50,7 +50,12 @@ def refined_lora(job: GrpoJob) -> Lora:
 
 
 def refine(job: GrpoJob, base: Base, emit: Emit) -> dict[str, Any]:
-    """Runs GRPO and writes the adapter to ``job.output``. Returns what ``sft.train_chunk`` returns."""
+    """Runs GRPO and writes the adapter to ``job.output``.
+
+    Returns:
+        what ``sft.train_chunk`` returns, and timed_out: comparisons that took too long or too much memory, counted since the
+        last resume; there is none where the job found its training finished.
+    """
     builder = PromptBuilder(job.prompt, base.tokenizer, job.model.max_length)
     prompts, left_out = fitting_rows(job, builder)
     emit("phase", text="prompts laid out", prompts=len(prompts), left_out=left_out)
@@ -65,8 +70,10 @@ def refine(job: GrpoJob, base: Base, emit: Emit) -> dict[str, Any]:
             start = reshape_for(load_file(Path(job.start_adapter) / WEIGHTS), job.lora, lora, adapted)
             restore_masters(adapted, start)
             counts = parameter_counts(adapted)  # before trl adds a copy as the reference
-            with peak_memory(base.compute) as peak:
-                outcome = run.finished or _train(job, base, adapted, start, as_dataset(prompts, builder, run), run)
+            outcome, peak = run.finished, NO_PEAK
+            if outcome is None:
+                with peak_memory(base.compute) as peak:
+                    outcome = _train(job, base, adapted, start, as_dataset(prompts, builder, run), run)
         finally:
             adapted.unload()
     save_adapter(outcome.pop("tensors"), lora, job.model.base, Path(job.output), towers(base.model.config))

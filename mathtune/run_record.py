@@ -89,7 +89,7 @@ class LinkRecord(Part):
         pack_tokens, micro_batch: what one forward pass held at the end: tokens of a pack (SFT), completions (GRPO).
         lengths: tokens of its examples; None where they were not counted.
         trainable, parameters: trained parameters, and those of base and adapter together.
-        peak_gib: of a GPU's memory, by torch; None on a CPU.
+        peak_gib: of a GPU's memory, by torch; None on a CPU, and where training was found finished.
         peak_rss_gib: without a GPU: of the engine's memory, its program included.
     """
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from transformers import TrainingArguments, set_seed
 
 from mathtune.adapters import WEIGHTS, adapter_digest, attach, parameter_counts, save_adapter, towers
-from mathtune.devices import peak_memory
+from mathtune.devices import NO_PEAK, peak_memory
 from mathtune.events import Emit
 from mathtune.fast.llama import why_not
 from mathtune.guards import BadNumberGuard
@@ -31,7 +31,8 @@ def train_chunk(job: SftJob, base: Base, emit: Emit, ranks: Ranks = ALONE) -> di
 
     Returns:
         steps, seconds, curve, redone, pack_tokens, adapter_digest, trainable and parameters (of the adapter; with the base),
-        peak_gib (torch's, of a GPU), peak_rss_gib (of this process, where there is no GPU).
+        peak_gib (torch's, of a GPU), peak_rss_gib (of this process, where there is no GPU); both None where the job found its
+        training finished.
     """
     tokens = read_tokens(Path(job.tokens))
     order = make_order(job.sft, tokens.row_ids.tolist())
@@ -48,8 +49,10 @@ def train_chunk(job: SftJob, base: Base, emit: Emit, ranks: Ranks = ALONE) -> di
         adapted = attach(model, job.lora, Path(job.start_adapter) if job.start_adapter else None)
         counts = parameter_counts(adapted)
         try:
-            with peak_memory(base.compute) as peak:
-                outcome = run.finished or _train(job, base, adapted, tokens, run, plan)
+            outcome, peak = run.finished, NO_PEAK
+            if outcome is None:
+                with peak_memory(base.compute) as peak:
+                    outcome = _train(job, base, adapted, tokens, run, plan)
         finally:
             adapted.unload()
         if not ranks.first:

@@ -15,12 +15,11 @@ from statsmodels.stats.multitest import multipletests
 
 from mathtune.comparison import Scored, correct_on_common
 from mathtune.digests import digest_value
-from mathtune.figures import Comparison, Interval, Part
+from mathtune.figures import SURE, Comparison, Interval, Part
 from mathtune.metrics import compare, share
-from mathtune.run_record import LinkRecord, RunRecord
+from mathtune.run_record import LinkRecord
 from mathtune.sweep import Trial
 
-SURE = 0.05
 State = Literal["done", "failed", "not run"]
 
 
@@ -78,12 +77,11 @@ class SweepRecord(Part):
     majority: float | None = None
 
     def beside_base(self, files: list[Path]) -> "SweepRecord":
-        """The same with ``base`` and ``majority``, read from the ``metrics.json`` of trials; those that are not there are
-        left out."""
-        bases = [RunRecord.model_validate_json(file.read_text()).base for file in files if file.is_file()]
-        if not bases or bases[0] is None or any(base.accuracy != bases[0].accuracy for base in bases):
+        """The same with ``base`` and ``majority``, read from the ``metrics.json`` of the trials that are done."""
+        bases = [json.loads(file.read_text()).get("base") for file in files]
+        if not bases or bases[0] is None or any(base != bases[0] for base in bases):
             return self
-        return self.model_copy(update={"base": bases[0].accuracy, "majority": getattr(bases[0], "majority", None)})
+        return self.model_copy(update={"base": Interval(**bases[0]["accuracy"]), "majority": bases[0].get("majority")})
 
 
 def trial_costs(links: list[LinkRecord]) -> dict[str, Any]:

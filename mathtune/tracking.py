@@ -39,7 +39,7 @@ def log_report(tracking: Tracking, record: RunRecord, figures: dict[str, Any], p
         record: the run's record.
         figures: the run's summary there.
         pictures: PNG files by title.
-        emit: hears where it is kept if W&B is away.
+        emit: hears where it is kept if W&B is away, and what W&B did not take: no run fails for it.
     """
     import wandb
 
@@ -49,6 +49,11 @@ def log_report(tracking: Tracking, record: RunRecord, figures: dict[str, Any], p
                     group=tracking.group, name=f"{tracking.name or record.name} report", job_type="report",
                     mode=None if os.environ.get("WANDB_API_KEY") else "offline", settings=wandb.Settings(**timeouts),
                     config={"chain": record.chain, "task": record.task, "base_model": record.base_model})
-    run.log({f"report/{path.stem}": wandb.Image(str(path), caption=title) for title, path in pictures.items()})
-    run.summary.update(figures)
-    run.finish()
+    try:
+        try:
+            run.log({f"report/{path.stem}": wandb.Image(str(path), caption=title) for title, path in pictures.items()})
+            run.summary.update(figures)
+        finally:
+            run.finish()
+    except Exception as error:  # of whatever kind W&B lets out
+        emit("notice", text=f"W&B did not take all of the report: {error}; the report itself is written")

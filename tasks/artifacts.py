@@ -4,6 +4,8 @@ Prefect's page shows a picture in markdown from a data URI. What it shows is a c
 and no run fails for it.
 """
 
+import re
+
 from httpx import HTTPError
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
@@ -26,5 +28,5 @@ def show_run(work: Workspace, record: RunRecord, markdown: str) -> None:
 
 
 def artifact_key(kind: str, name: str) -> str:
-    """``report-nyu-verifier`` of a run's name."""
-    return f"{kind}-{''.join(sign if sign.isalnum() and sign.isascii() else '-' for sign in name.lower())}".strip("-")
+    """``report-nyu-verifier`` of a run's name: what Prefect takes as a key."""
+    return re.sub(r"[^a-z0-9]+", "-", f"{kind}-{name}".lower()).strip("-")

@@ -16,7 +16,9 @@ from prefect.exceptions import ObjectNotFound
 
 from mathtune.digests import digest_file
 from mathtune.errors import Interrupted, RecipeError, TrialFailed
+from mathtune.exit_status import SAVED
 from mathtune.files import write_atomically
+from mathtune.parent import PARENT
 from mathtune.recipe_file import dump_recipe
 from mathtune.run_record import RunRecord
 from mathtune.stages import Outcome
@@ -26,7 +28,6 @@ from mathtune.sweep_record import SweepRecord, TrialRecord, empty_record, recipe
 from mathtune.workspace import RunFolder, Workspace
 from tasks.states import run_stage, stage_task
 
-SAVED = 75  # exit status of a run that was told to stop and had saved its last step (flows.execute)
 STOP_SECONDS = 30  # an engine saves within 20
 POLL_SECONDS = 3
 
@@ -47,7 +48,7 @@ class Trials(Protocol):
 
 
 class ChildTrials:
-    """Trials as child processes, ``mathtune run`` each, with an engine of its own.
+    """Trials as child processes, ``mathtune run`` each, with an engine of its own. They stop, and save, when this one ends.
 
     Args:
         folder: of this execution of the sweep: takes recipes and outputs.
@@ -91,7 +92,7 @@ class ChildTrials:
     def _start(self, trial: Trial, place: str | None) -> subprocess.Popen:
         recipe = self._output(trial, "yaml")
         write_atomically(recipe, dump_recipe(trial.recipe))
-        environment = {**os.environ, "PREFECT_API_URL": self.server}
+        environment = {**os.environ, "PREFECT_API_URL": self.server, PARENT: str(os.getpid())}
         if place is not None:
             environment["CUDA_VISIBLE_DEVICES"] = place
         with self._lock, open(self._output(trial, "log"), "wb") as output, open(self._output(trial, "err"), "wb") as errors:

@@ -136,3 +136,17 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no real GSM8K rows beside the project")
     return folder
+
+
+@pytest.fixture
+def offline_wandb(tmp_path, monkeypatch) -> Path:
+    """The folder to which W&B writes the runs of a machine without a key."""
+    import wandb
+
+    for variable in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT", "WANDB_NAME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    wandb.teardown()  # it keeps the settings of the process's first run
+    yield tmp_path / "wandb"
+    wandb.teardown()

@@ -129,21 +129,26 @@ def full_verifier(chunks: int = 3, rows: int = 2000) -> RunRecord:
     links[-1] = links[-1].model_copy(update={"metrics": links[-1].metrics.model_copy(update=figures)})
     return record.model_copy(update={
         "links": links, "forgetting": forgetting([link.number for link in links], chunks), "leaks": leaks(exact=3),
+        "data": record.data | {"download": record.data["download"] | {
+            "classes": {"true": 400_012, "false": 599_988}, "test_classes": {"true": 3_870, "false": 6_130, "unknown": 0},
+            "columns": {"question": "problem", "is_correct": "label"}}},
         "submission": record.submission | {
-            "threshold": 0.437, "temperature": 1.62, "true_share": interval(4127, 10_000).model_dump(mode="json"),
+            "link": chunks, "threshold": 0.437, "temperature": 1.62, "accuracy": interval(8713, 10_000).model_dump(mode="json"),
+            "true_share": interval(4127, 10_000).model_dump(mode="json"),
             "validation_true_share": interval(962, 2000).model_dump(mode="json"),
             "notices": ["A share of True far from the validation's: are these rows like those?"]}})
 
 
 def full_solver(rows: int = 500) -> RunRecord:
-    """A solver's record with every part that there is."""
+    """A solver's record with every part that there is; the predictions on the test rows are from the link before GRPO."""
     record = solver_record(rows)
-    links = [link.model_copy(update={"lengths": lengths(link.number) if link.kind == "sft" else None})
+    links = [link.model_copy(update={"lengths": lengths(link.number) if link.kind == "sft" else None, "peak_rss_gib": 1.26})
              for link in record.links]
     figures = {"samples": samples(200), "slices": slices(rows, 0.33, balance=False)}
     links[-1] = links[-1].model_copy(update={"metrics": links[-1].metrics.model_copy(update=figures)})
     return record.model_copy(update={"links": links, "forgetting": forgetting([1, 2, 3], chunks=2),
-                                     "leaks": leaks(exact=0)})
+                                     "leaks": leaks(exact=0), "submission": {
+                                         "rows": 1319, "link": 2, "accuracy": interval(343, 1319).model_dump(mode="json")}})
 
 
 ANSWER_TYPES = ["integer", "decimal", "fraction", "expression", "text"]

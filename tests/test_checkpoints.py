@@ -133,6 +133,7 @@ def test_a_job_killed_after_its_last_step_trains_no_step_again(undisturbed, tiny
     shutil.copytree(Path(finished.checkpoints.url) / "checkpoints", tmp_path / "checkpoints")
     result = train_chunk(job, fresh(job), events)
     assert result["adapter_digest"] == whole["adapter_digest"] and result["steps"] == 12 and not events.of("step")
+    assert result["peak_gib"] is None and result["peak_rss_gib"] is None  # nothing was trained that could be measured
 
 
 def test_a_checkpoint_is_made_when_time_is_up_though_the_steps_are_not(tiny_base, tmp_path):

@@ -1,7 +1,9 @@
 """The command as a person meets it: bad input ends with status 2, a message that helps, and nothing half-written."""
 
 import json
+import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -9,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from rich.console import Console
 
-from flows import cli
+from flows import cli, execute
 from mathtune.demo.problems import rows
 
 
@@ -32,6 +35,36 @@ def command(monkeypatch, capsys):
         return status, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture
+def old_signals():
+    """Puts the handlers of this process back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("old_signals")
+def test_a_closed_terminal_stops_a_run_as_sigterm_does_but_not_under_nohup(tmp_path):
+    """Told of it twice, by shell and kernel, the run is stopped once."""
+    def hang_up():
+        os.kill(os.getpid(), signal.SIGHUP)
+        return {"went on": True}
+
+    quiet, events = Console(quiet=True), tmp_path / "events.jsonl"
+    with pytest.raises(SystemExit) as stopped:
+        execute.supervise(quiet, events, "run", hang_up)
+    assert stopped.value.code == 143
+    assert hang_up() == {"went on": True}
+    events.write_text('{"event": "stopped", "saved": true, "text": ""}\n')
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    with pytest.raises(SystemExit) as stopped:
+        execute.supervise(quiet, events, "run", hang_up)
+    assert stopped.value.code == 75
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what nohup does
+    assert execute.supervise(quiet, events, "run", hang_up) == {"went on": True}
 
 
 @pytest.fixture

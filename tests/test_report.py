@@ -17,10 +17,23 @@ from mathtune.metrics import compare, interval
 from mathtune.report import build, build_report
 from mathtune.report.markdown import run_markdown
 from mathtune.report.pictures import charts_of
-from mathtune.report.words import duration, fact, number, p_value, verdict
+from mathtune.report.solver_charts import samples_chart
+from mathtune.report.submission import mixtures
+from mathtune.report.words import (
+    base_name,
+    duration,
+    fact,
+    fitted_effect,
+    forgetting_rows,
+    number,
+    p_value,
+    temperature,
+    verdict,
+)
 from mathtune.report.wrong_answers import PAGE_BYTES
 from mathtune.run_record import LeftOut, Redone, RunRecord
 from mathtune.verifier_metrics import verifier_metrics
+from tests.figure_fixtures import calibration, forgetting, samples
 from tests.record_fixtures import (
     full_solver,
     full_verifier,
@@ -100,10 +113,11 @@ def test_a_verifiers_report_says_what_came_of_it(tmp_path):
     assert "name: nyu-verifier # <recipe>" in outline.text
     assert page.count("<svg") == 6  # accuracy, scores by class, reliability, threshold, training wide and narrow
     for needed in ("malformed", "says right", "judged wrong", "served from chain", "50 of 60",
-                   "set aside 888", "true share 41.3%", "40,000–60,000", "2.13.0", record.pins["pool"],
+                   "set aside 888", "share judged True 41.3%", "40,000–60,000", "2.13.0", f"pool {record.pins['pool'][:12]} ",
                    "PeftModel.from_pretrained", f"always the same verdict: {last.metrics.majority:.1%}",
                    last.adapter_digest[:8]):
         assert needed in outline.text
+    assert record.pins["pool"] in outline.value("title")
     assert str(last.metrics.words.confusion["true"]["malformed"]) in outline.text
     assert outline.text.count("P(True)") >= 50
 
@@ -190,12 +204,16 @@ def test_the_whole_verifiers_report_shows_every_part(tmp_path):
     outline = Outline(page)
     assert page.count("<svg") == 7  # accuracy, reliability, threshold, scores, training twice, lengths
     for needed in ("A temperature of 1.62 and a threshold of 0.437 were fitted on 1,000 rows", "+1.2 (+0.3 to +2.1) points",
-                   "19 rows gained, 7 lost; p = 0.029", "0.094 0.085–0.103", "By generator", "175B verification",
+                   "19 rows gained, 7 lost; p = 0.029", "0.081 → 0.024", "0.094 0.085–0.103", "By generator",
+                   "175B verification",
                    "n = 1,000 · 50.0% True", "lost the middle of their prompt", "share trained 0.5%", "peak memory 23.4 GiB",
                    "after chunk 3", "Leak: 3 of 10,000 questions of validation stand word for word in training pool",
                    "similarity 0.86", "What is 12 + 30?",
                    "Of the test rows 41.3% (40.3–42.2, n = 10,000) are judged True, of the "
-                   "validation rows 48.1%", "A share of True far from", "50 of 300"):
+                   "validation rows 48.1%", "A share of True far from", "50 of 300",
+                   "Test rows 87.1%", "n = 10,000; judged by the submission’s threshold, 0.437; always the more frequent "
+                   "verdict: 61.3%", "The validation rows are balanced; of the source’s rows 40% are True.",
+                   "question ← problem is_correct ← label", "P(True), as it comes", "threshold on P(True), calibrated"):
         assert needed in outline.text, needed
     assert "#errors?kind=false+positive" in outline.value("href")
     assert "#errors?answer%20type=fraction" in outline.value("href")
@@ -206,7 +224,9 @@ def test_the_whole_verifiers_report_shows_every_part(tmp_path):
 def test_the_whole_solvers_report_shows_every_part(tmp_path):
     record = full_solver()
     outline = Outline(page_of(tmp_path, record, solver_errors(9)))
-    for needed in ("pass@16 64.0%", "majority@16", "strict", "flexible", "timed out", "temperature 0.8", "after GRPO 3"):
+    for needed in ("pass@16 64.0%", "majority@16", "strict", "flexible", "timed out", "temperature 0.8", "after GRPO 3",
+                   "Test rows 26.0%", "from link 2, not the last", "completions of each of 200 problems",
+                   "rests on all 500 problems", "peak memory 1.3 GiB of the machine’s, no GPU"):
         assert needed in outline.text, needed
     assert "Leak:" not in outline.text and "#leaks" in outline.value("href")
     assert "#errors?kind=cut%20off" in outline.value("href")
@@ -269,7 +289,51 @@ def test_markdown_tells_the_same(tmp_path):
     assert "**Leak:** 3 of 10,000" in text and "| generator | 6B finetuning |" in text
     assert "| words | right |" in text and "](data:image/png;base64,cG5n)" in text
     assert len({line.count("|") for line in text.splitlines() if line.startswith("| Chunk")}) == 1
+    assert "Test rows: 87.1%; 95% interval 86.5–87.8" in text and "of the source’s rows 40% are True" in text
     assert "| cut off | 66 | 13.2% |" in run_markdown(full_solver(), {})
+
+
+def test_a_refused_submission_is_told_first(tmp_path):
+    record = verifier_record(chunks=0, base=False, submission={"refused": "every one of the 300 predictions is True"})
+    text = Outline(page_of(tmp_path, record)).text
+    told = "No submission was written: every one of the 300 predictions is True"
+    assert text.index(told) < text.index("Data and submission") and text.count("every one of the 300") == 1
+    assert "**No submission was written:** every one" in run_markdown(record, {})
+
+
+def test_greedy_is_drawn_beside_samples_of_the_same_problems_only():
+    assert "greedy 40.0%" in samples_chart(samples(200), interval(80, 200)).svg()
+    assert "greedy" not in samples_chart(samples(200), interval(200, 500)).svg()
+
+
+def test_what_was_fitted_is_told_plainly():
+    fitted = calibration()
+    assert fitted_effect(fitted).startswith("the accuracy changes by +1.2 (+0.3 to +2.1) points (19 rows gained, 7 lost;")
+    same = compare(np.ones(9, bool), np.ones(9, bool))
+    worse = compare(np.arange(90) < 60, np.arange(90) < 50)
+    for versus, start in ((same, "no verdict changes: "), (worse, "the accuracy changes by −11.1 ")):
+        told = fitted_effect(fitted.model_copy(update={"versus_plain": versus}))
+        assert told.startswith(start) and told.endswith("there the fitted threshold did not help.")
+    assert [temperature(value) for value in (1.62, 0.050000019, 19.99998)] == [
+        "1.62", "0.05 (at its bound)", "20.00 (at its bound)"]
+
+
+def test_names_and_counts_a_person_knows():
+    assert [base_name(name) for name in (".mathtune/models/demo-base-2", "meta-llama/Llama-3.1-8B", "my-demo-base-2")] == [
+        "builtin:demo", "meta-llama/Llama-3.1-8B", "my-demo-base-2"]
+    full = forgetting([1, 2], 2)
+    assert forgetting_rows(full) == "200"
+    assert forgetting_rows(full.model_copy(update={"accuracy": [*full.accuracy, [interval(70, 80)]]})) == "up to 200"
+
+
+@pytest.mark.parametrize("validation, source, told", [
+    ((500, 500), (400, 600), "The validation rows are balanced; of the source’s rows 40% are True."),
+    ((300, 700), (400, 600), "Of the validation rows 30% are True; of the source’s rows 40% are True."),
+    ((401, 599), (400, 600), None), ((0, 0), (400, 600), None)])
+def test_another_mixture_of_labels_is_told(validation, source, told):
+    counts = [dict(zip(("true", "false"), one, strict=True)) for one in (validation, source)]
+    data = {"split": {"classes": {"validation": counts[0]}}, "download": {"classes": counts[1]}}
+    assert mixtures(verifier_record(chunks=0, base=False, data=data)) == told
 
 
 def test_odd_text_does_not_end_the_run(tmp_path):

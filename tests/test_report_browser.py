@@ -78,7 +78,9 @@ def test_a_person_filters_opens_and_asks_for_more(tmp_path):
       const doc = page.document, form = doc.getElementById("filters"), said = {};
       const shown = () => doc.querySelectorAll("#found > details").length;
       const count = () => doc.getElementById("found-count").textContent;
+      said.button = doc.getElementById("found-more").textContent;
       doc.getElementById("found-more").click();
+      said.rest = doc.getElementById("found-more").textContent;
       said.more = [shown(), doc.activeElement.textContent.slice(0, 7)];
       form.elements.q.value = "buns";
       form.elements.q.dispatchEvent(new Event("input", {bubbles: true}));
@@ -96,7 +98,8 @@ def test_a_person_filters_opens_and_asks_for_more(tmp_path):
       return said;
     }"""
     assert in_browser(tmp_path, ask, [""], [900]) == {
-        "more": [50, "row 925"], "searched": ["15 of 60", "#errors?q=buns"],
+        "button": "Show 25 more of 35", "rest": "Show the other 10", "more": [50, "row 925"],
+        "searched": ["15 of 60", "#errors?q=buns"],
         "opened": ["Question", "Proposed answer", "Solution", "answer type", "solution length"], "marked": ["buns"],
         "linked": ["40 of 60", "", "false negative", True], "cleared": ["60 of 60", "#errors", 25]}
 

@@ -5,6 +5,7 @@ import io
 import json
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,13 +16,15 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from flows import sweep as sweeping
-from flows.sweep_table import artifact_key, sweep_table
+from flows.sweep_table import sweep_table
 from mathtune.comparison import Scored
+from mathtune.digests import digest_file
 from mathtune.errors import RecipeError
 from mathtune.metrics import compare, interval
 from mathtune.recipe_source import NAME_PATTERN
 from mathtune.sweep import load_sweep, trial_name, with_absolute_paths
-from mathtune.sweep_record import SweepRecord, TrialRecord, as_csv, judged
+from mathtune.sweep_record import SweepRecord, TrialRecord, as_csv, judged, recipe_digest
+from mathtune.workspace import RunFolder
 from tests.record_fixtures import verifier_record
 
 
@@ -98,7 +101,8 @@ def test_workers_in_other_folders_are_sent_whole_paths(write_sweep, monkeypatch,
 
 
 @pytest.mark.parametrize(("visible", "parallel", "places"), [
-    ("0,1,3", 2, ["0", "1"]), ("", 2, [None, None]), ("0", 1, [None]), ("0,1", 3, "2 are visible")])
+    ("0,1,3", 2, ["0", "1"]), ("", 2, [None, None]), ("0", 1, [None]), ("0,1", 3, "2 are visible"),
+    ("-1", 2, [None, None]), ("2, 0,-1,1", 2, ["2", "0"])])
 def test_trials_side_by_side_have_gpus_of_their_own(write_sweep, monkeypatch, visible, parallel, places):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     plan = load_sweep(write_sweep({"lora.rank": [4, 8, 16]}, {"hardware.device": "auto"}))
@@ -147,7 +151,7 @@ def test_every_trial_is_held_against_the_best_with_holms_correction(seed, count)
 
 @pytest.fixture
 def record() -> SweepRecord:
-    """A good trial, one as good with fewer parameters (which is therefore the best), a worse one, and one that failed."""
+    """A good trial, one as good with fewer parameters (which is the highest), a worse one, and one that failed."""
     random = np.random.default_rng(0)
     good, other = random.random(200) < 0.8, random.random(200) < 0.3
     found = [trial_record("large", trainable=400), trial_record("small"), trial_record("bad"),
@@ -172,13 +176,13 @@ def test_base_and_majority_are_those_that_all_trials_share(record, tmp_path):
     for file in files[:2]:
         file.write_text(verifier_record(rows=300).model_dump_json())
     base = verifier_record(rows=300).base
-    found = record.model_copy(update={"base": None, "majority": None}).beside_base(files)
+    found = record.model_copy(update={"base": None, "majority": None}).beside_base(files[:2])
     assert (found.base, found.majority) == (base.accuracy, base.majority)
     files[2].write_text(verifier_record(rows=400).model_dump_json())
     assert found.model_copy(update={"base": None}).beside_base(files).base is None
 
 
-def test_a_planted_tie_is_no_real_difference_and_the_smaller_one_is_the_best(record):
+def test_a_planted_tie_is_no_real_difference_and_the_smaller_one_is_the_highest(record):
     assert record.best == "small"
     assert {trial.name: trial.verdict for trial in record.trials} == {
         "large": "could be chance", "small": "highest", "bad": "really worse", "broken": ""}
@@ -201,7 +205,45 @@ def test_the_table_and_the_csv_hold_every_trial(record, width):
     lines = list(csv.DictReader(io.StringIO(as_csv(record))))
     assert [line["trial"] for line in lines] == ["large", "small", "bad", "broken"]
     assert (lines[2]["n"], lines[2]["verdict"], lines[3]["error"]) == ("200", "really worse", "no module\n→ name one")
-    assert artifact_key(record.name) == "sweep-a-sweep-1"
+
+
+# --- a sweep that goes on ---
+
+def test_a_stopped_rerun_forgets_no_trial_that_an_earlier_one_has_done(write_sweep, monkeypatch, tmp_path):
+    """Four trials, of which two were done; stopped when one of the others is: the table still has all three."""
+    plan = load_sweep(write_sweep({"lora.rank": [2, 4, 8, 16]}))
+    table = scored("", np.arange(50) % 2 == 0)
+    monkeypatch.setattr(sweeping, "read_scored", lambda name, folder: table)
+
+    def done(trial) -> TrialRecord:
+        metrics = RunFolder(tmp_path / "runs", trial.name).write("metrics.json", "{}")
+        return trial_record(trial.name, recipe_digest=recipe_digest(trial), metrics_digest=digest_file(metrics))
+
+    class Submitted:
+        def __init__(self, work, trial, trials, earlier):
+            self.trial = trial
+
+        def result(self, raise_on_failure):
+            return done(self.trial)
+
+    def third_then_signal(futures):
+        yield futures[2]
+        raise KeyboardInterrupt
+
+    told = []
+    monkeypatch.setattr(sweeping, "run_trial", SimpleNamespace(task=SimpleNamespace(submit=Submitted)))
+    monkeypatch.setattr(sweeping, "as_completed", third_then_signal)
+    work = SimpleNamespace(run=RunFolder(tmp_path / "runs", plan.name), emit=lambda *event, **_: told.append(event))
+    earlier = sweeping.write_record(work, plan, [done(plan.trials[0]), done(plan.trials[1])])
+    RunFolder(tmp_path / "runs", plan.trials[1].name).write("metrics.json", '{"of": "another run"}')  # no longer what was done
+    with pytest.raises(KeyboardInterrupt):
+        sweeping.run_trials(work, plan, SimpleNamespace(stop=lambda: True), earlier)
+    assert told == [("stopped",)]
+    left = sweeping.read_record(work.run)
+    assert [trial.state for trial in left.trials] == ["done", "not run", "done", "not run"]
+    assert left.trials[0].accuracy.n == 50 and left.best in (plan.trials[0].name, plan.trials[2].name)
+    assert [line["state"] for line in csv.DictReader(open(work.run.path / "sweep.csv"))] == [
+        trial.state for trial in left.trials]
 
 
 # --- trials that run ---
@@ -227,6 +269,8 @@ def test_a_failed_trial_loses_no_other_and_the_same_command_goes_on_with_what_is
         seen = {event["title"]: event["state"] for file in begun for event in map(json.loads, open(file))
                 if event["event"] == "stage"}
         assert (seen["balance"], seen["split"], seen["evaluate base"]) == ("cached",) * 3
+
+    assert failed["base"]["n"] == 60 and 0.5 <= failed["majority"] < 1
 
     plan = load_sweep(write_sweep({"lora.rank": [2, 4]}, SMALL))
     served = sweeping.sweep(plan, execution="second")["record"]

@@ -1,5 +1,7 @@
 """The report in W&B, offline for real: its run, figures and pictures are files that ``wandb sync`` would send."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from mathtune.recipe import Tracking
@@ -20,19 +22,35 @@ def test_key_figures_come_with_interval_and_n():
     assert list(key_figures(verifier_record(chunks=0, base=False))) == ["verdict"]
 
 
+@pytest.mark.parametrize("place", ["log", "update", "finish"])
+def test_what_wandb_does_not_take_fails_no_run(tmp_path, monkeypatch, place):
+    """The run there is ended all the same, and a person is told."""
+    asked, told = [], []
+
+    def ask(what):
+        asked.append(what)
+        if what == place:
+            raise OSError(28, "No space left on device")
+
+    there = SimpleNamespace(log=lambda _: ask("log"), summary=SimpleNamespace(update=lambda _: ask("update")),
+                            finish=lambda: ask("finish"))
+    monkeypatch.setattr("wandb.init", lambda **_: there)
+    record = verifier_record()
+    log_report(Tracking(project="maths"), record, key_figures(record), {}, lambda event, **fields: told.append((event, fields)))
+    assert asked[-1] == "finish" and place in asked
+    ((event, fields),) = told
+    assert event == "notice" and "No space left on device" in fields["text"] and "report itself is written" in fields["text"]
+
+
 @pytest.mark.slow
-def test_the_report_is_kept_offline_without_a_key(tmp_path, monkeypatch):
-    for variable in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT", "WANDB_NAME"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    monkeypatch.setenv("WANDB_SILENT", "true")
+def test_the_report_is_kept_offline_without_a_key(tmp_path, offline_wandb):
     record: RunRecord = verifier_record()
     chart = charts_of(record)[0]
     (tmp_path / "accuracy.png").write_bytes(chart.png())
     log_report(Tracking(project="maths", group="all"), record, key_figures(record), {chart.title: tmp_path / "accuracy.png"},
                lambda *_, **__: None)
 
-    (folder,) = tmp_path.glob("wandb/offline-run-*")
+    (folder,) = offline_wandb.glob("offline-run-*")
     (picture,) = folder.glob("files/media/images/report/*.png")
     assert picture.read_bytes() == chart.png()
     (log,) = folder.glob("*.wandb")

@@ -108,16 +108,12 @@ def test_a_loss_that_is_no_number_stops_the_chunk(tiny_base, tmp_path):
     assert not (Path(job.output) / "adapter_model.safetensors").exists()
 
 
-def test_tracking_goes_offline_without_a_key(tiny_base, tmp_path, monkeypatch):
-    for variable in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT", "WANDB_NAME"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    monkeypatch.setenv("WANDB_SILENT", "true")
+def test_tracking_goes_offline_without_a_key(tiny_base, tmp_path, offline_wandb):
     job = sft_job(tiny_base, tmp_path, sft=two_epochs(max_steps=1), tracking=Tracking(project="maths"))
     train_chunk(job, fresh(job), Events())
     again = sft_job(tiny_base, tmp_path / "next", sft=two_epochs(max_steps=1), tracking=Tracking(project="maths"))
     train_chunk(again, fresh(again), Events())
-    assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 2  # a run for each chunk
+    assert len(list(offline_wandb.glob("offline-run-*"))) == 2  # a run for each chunk
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from mathtune.figures import Interval, Lengths, VerifierMetrics
-from mathtune.report.charts import ACCENT, INK, MUTED, PAPER, SECOND, Chart, count_axis, mark, percent_axis
+from mathtune.report.charts import ACCENT, INK, MUTED, PAPER, SECOND, Chart, count_axis, legend, mark, percent_axis
 from mathtune.report.words import percent
 from mathtune.run_record import LinkRecord, RunRecord
 
@@ -32,9 +32,9 @@ def accuracy_chart(record: RunRecord, width: int = 440, height: int = 300) -> Ch
             _draw_point(ax, x, kind, one.accuracy, len(scored) <= _LABELLED, baseline is not None and
                         one.accuracy.value < baseline)
         if baseline is not None:
-            ax.axhline(baseline, color=MUTED, linewidth=1.2, linestyle=(0, (5, 4)), zorder=1)
-            mark(ax, f"always the same verdict: {percent(baseline)}", (1, baseline), (0, -5),
-                 xycoords=("axes fraction", "data"), ha="right", va="top")
+            ax.axhline(baseline, color=MUTED, linewidth=1.2, linestyle=(0, (5, 4)), zorder=1,
+                       label=f"always the same verdict: {percent(baseline)}")
+            legend(ax)
         every = -(-len(scored) // 12)
         ax.set_xticks(range(0, len(scored), every), names[::every])
         ax.set_xlim(-0.4, len(scored) - 0.6)

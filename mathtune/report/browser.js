@@ -88,7 +88,7 @@
     list.append(...found.slice(shown, shown + PAGE).map((row) => entry(row, words)));
     const rest = found.length - list.children.length;
     more.hidden = rest <= 0;
-    more.textContent = `Show ${Math.min(rest, PAGE)} more of ${rest.toLocaleString("en")}`;
+    more.textContent = rest > PAGE ? `Show ${PAGE} more of ${rest.toLocaleString("en")}` : `Show the other ${rest}`;
   };
 
   const update = () => {

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from mathtune.files import write_atomically
-from mathtune.report import tables, words
+from mathtune.report import submission, tables, words
 from mathtune.report.accuracy_charts import lengths_of
 from mathtune.report.pictures import NARROW, charts_of, training_charts
 from mathtune.report.wrong_answers import WrongAnswers, prepare
@@ -66,7 +66,7 @@ def build_report(record: RunRecord, errors: list[dict[str, Any]], recipe_yaml: s
 def _environment() -> Environment:
     environment = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined,
                               trim_blocks=True, lstrip_blocks=True)
-    environment.globals |= {"words": words, "tables": tables}
+    environment.globals |= {"words": words, "tables": tables, "submission": submission}
     shown = (words.percent, words.bounds, words.points, words.p_value, words.loss, words.score, words.number, words.label,
              words.duration, words.link_range, words.link_title)
     environment.filters |= {filter.__name__: filter for filter in shown} | {"progress": _progress}
@@ -117,9 +117,9 @@ def _loading(record: RunRecord) -> str | None:
     if not record.links:
         return None
     adapter = record.links[-1].adapter or "FOLDER_OF_THE_ADAPTER"
-    # A builtin base is a folder in this project's cache, no name that transformers knows.
+    # An older record names the builtin base, which is a folder in the cache and no name that transformers knows.
     base = "FOLDER_OF_THE_BASE" if record.base_model.startswith("builtin:") else record.base_model
-    return (f"from peft import PeftModel; from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-            f"base = AutoModelForCausalLM.from_pretrained({base!r})\n"
-            f"model, tokenizer = PeftModel.from_pretrained(base, {adapter!r}), "
-            f"AutoTokenizer.from_pretrained({adapter!r})")
+    return "\n".join((
+        "from peft import PeftModel", "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
+        f"adapter = {adapter!r}", f"base = AutoModelForCausalLM.from_pretrained({base!r})",
+        "model = PeftModel.from_pretrained(base, adapter)", "tokenizer = AutoTokenizer.from_pretrained(adapter)"))

@@ -28,7 +28,7 @@ _STYLE = {
     "xtick.labelsize": 10.5, "ytick.labelsize": 10.5, "xtick.major.size": 0, "ytick.major.size": 0,
     "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
     "axes.grid": True, "axes.grid.axis": "y", "grid.color": LINE, "grid.linewidth": 0.8, "axes.axisbelow": True,
-    "lines.solid_capstyle": "round", "legend.frameon": False, "legend.fontsize": 10.5,
+    "lines.solid_capstyle": "round", "legend.frameon": False, "legend.fontsize": 10.5, "legend.labelcolor": MUTED,
 }
 PNG_SCALE = 2  # pixels of a PNG for one of the page
 _PNG_MARGIN = 10  # of these
@@ -98,6 +98,11 @@ def count_axis(axis, ticks: int = 4) -> None:
 def mark(axes: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], **style) -> None:
     """A small note at a place in data coordinates, moved by some pixels."""
     axes.annotate(text, at, offset, textcoords="offset points", **{"fontsize": 10.5, "color": MUTED, **style})
+
+
+def legend(axes: Axes, **style) -> None:
+    """Names above the right end of the axes, where they cross no line."""
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2, **{"ncols": 2, "handlelength": 1.8, **style})
 
 
 def _style(palette: tuple[str, ...]) -> rc_context:

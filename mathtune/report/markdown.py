@@ -4,7 +4,7 @@ import base64
 from typing import Any
 
 from mathtune.figures import Interval, VerifierMetrics
-from mathtune.report import tables, words
+from mathtune.report import submission, tables, words
 from mathtune.report.charts import Chart
 from mathtune.run_record import RunRecord
 
@@ -19,6 +19,10 @@ def run_markdown(record: RunRecord, pictures: dict[Chart, bytes]) -> str:
     last = words.last_evaluated(record)
     metrics = last.metrics if last else None
     parts = [f"## {plain(words.verdict(record))}"]
+    if test := submission.known_accuracy(record):
+        parts.append(f"Test rows: {words.percent(test.value)}; {plain(submission.known_note(record))}.")
+    parts += [plain(mixtures)] if (mixtures := submission.mixtures(record)) else []
+    parts += [f"**No submission was written:** {plain(refused)}"] if (refused := submission.refusal(record)) else []
     parts += [f"**Leak:** {pair.exact:,} of {pair.second_rows:,} questions of {plain(pair.second)} stand word for word in "
               f"{plain(pair.first)}." for pair in tables.exact_leaks(record.leaks)]
     if links := link_rows(record):

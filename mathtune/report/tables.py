@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mathtune.figures import Forgetting, Interval, LeakPair, Slice, SolverMetrics
-from mathtune.report import words
+from mathtune.report import submission, words
 from mathtune.run_record import RunRecord
 
 _KEY_FIGURES = ("accuracy", "precision", "recall", "f1", "roc_auc", "brier", "calibration_error", "true_share", "strict",
@@ -64,13 +64,16 @@ def exact_leaks(leaks: list[LeakPair]) -> list[LeakPair]:
 
 
 def key_figures(record: RunRecord) -> dict[str, Any]:
-    """The figures of the last evaluated link, each with ``_low``, ``_high`` and ``_n``, and the verdict in words."""
+    """The figures of the last evaluated link and the accuracy on the test rows, each with its ``_low``, ``_high`` and ``_n``;
+    and the verdict in words."""
     figures: dict[str, Any] = {"verdict": words.verdict(record)}
     last = words.last_evaluated(record)
     metrics = last.metrics if last else None
     for name in _KEY_FIGURES:
         if (interval := getattr(metrics, name, None)) is not None and interval.n:
             figures |= _dumped(name, interval)
+    if test := submission.known_accuracy(record):
+        figures |= _dumped("test_accuracy", test)
     if record.versus_base and record.versus_base.n:
         figures |= _dumped("versus_base", record.versus_base.difference) | {"versus_base_p": record.versus_base.p}
     return figures

@@ -3,7 +3,7 @@
 import numpy as np
 
 from mathtune.figures import Calibration, ScoreHistogram
-from mathtune.report.charts import ACCENT, MUTED, PAPER, SECOND, Chart, count_axis, mark, percent_axis
+from mathtune.report.charts import ACCENT, MUTED, PAPER, SECOND, Chart, count_axis, legend, mark, percent_axis
 from mathtune.report.words import percent
 
 _SIZE = (360, 320)
@@ -20,23 +20,23 @@ def reliability_chart(calibration: Calibration) -> Chart | None:
 
     def draw(axes: np.ndarray) -> None:
         (ax,) = axes
-        ax.plot([0, 1], [0, 1], color=MUTED, linewidth=1.2, linestyle=(0, (5, 4)), zorder=1)
+        ax.plot([0, 1], [0, 1], color=MUTED, linewidth=1.2, linestyle=(0, (5, 4)), zorder=1, label="perfectly calibrated")
+        legend(ax)
         ax.vlines([one.confidence for one in bins], [one.true_share.low for one in bins], [one.true_share.high for one in bins],
                   color=ACCENT, linewidth=2, alpha=0.55)
         rows = np.array([one.true_share.n for one in bins])
         ax.scatter([one.confidence for one in bins], [one.true_share.value for one in bins], 24 + 130 * rows / rows.max(),
                    color=ACCENT, edgecolor=PAPER, linewidth=1, zorder=3)
-        mark(ax, "perfectly calibrated", (0.6, 0.6), (4, -4), va="top", rotation=42, rotation_mode="anchor", fontsize=9.5)
         ax.set_xlim(-0.02, 1.02)
         ax.set_ylim(-0.03, 1.03)
         percent_axis(ax.xaxis)
         percent_axis(ax.yaxis)
-        ax.set_xlabel("calibrated P(True)")
+        ax.set_xlabel("P(True), calibrated")
         ax.set_ylabel("of these, right answers")
 
     said = ", ".join(f"{percent(one.confidence)} {percent(one.true_share.value)}" for one in bins)
-    return Chart("reliability", "Reliability", f"Share of right answers over the mean P(True) of each bin: {said}", *_SIZE,
-                 draw)
+    return Chart("reliability", "Reliability", f"Share of right answers over the mean calibrated P(True) of each bin: {said}",
+                 *_SIZE, draw)
 
 
 def threshold_chart(calibration: Calibration) -> Chart | None:
@@ -50,20 +50,19 @@ def threshold_chart(calibration: Calibration) -> Chart | None:
     def draw(axes: np.ndarray) -> None:
         (ax,) = axes
         ax.plot(thresholds, accuracies, color=ACCENT, linewidth=1.8)
-        ax.axvline(fitted, color=SECOND, linewidth=1.4, linestyle=(0, (5, 3)))
+        ax.axvline(fitted, color=SECOND, linewidth=1.4, linestyle=(0, (5, 3)), label=f"fitted {fitted:.2f}")
+        legend(ax)
         ax.vlines(fitted, calibration.accuracy.low, calibration.accuracy.high, color=SECOND, linewidth=2.4, alpha=0.55)
         ax.plot(fitted, value, "D", color=SECOND, markersize=7, markeredgecolor=PAPER)
-        left = fitted < 0.5
-        mark(ax, f"fitted {fitted:.2f}", (fitted, 0), (6 if left else -6, 6), xycoords=("data", "axes fraction"), color=SECOND,
-             ha="left" if left else "right")
         ax.set_xlim(-0.02, 1.02)
         ax.margins(y=0.12)
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         percent_axis(ax.yaxis)
-        ax.set_xlabel("threshold on P(True)")
+        ax.set_xlabel("threshold on P(True), calibrated")
         ax.set_ylabel("accuracy")
 
-    return Chart("threshold", "Threshold", f"Accuracy over the threshold; at the fitted {fitted:.3f} it is {percent(value)}",
+    return Chart("threshold", "Threshold",
+                 f"Accuracy over the threshold on the calibrated P(True); at the fitted {fitted:.3f} it is {percent(value)}",
                  *_SIZE, draw)
 
 

@@ -1,9 +1,12 @@
 """Figures and facts as a person reads them: numbers, intervals, p values, and the verdict on a run in one sentence."""
 
 import math
+import re
+from pathlib import Path
 from typing import Any
 
-from mathtune.figures import Comparison, Interval, VerifierMetrics
+from mathtune.calibration import TEMPERATURES
+from mathtune.figures import SURE, Calibration, Comparison, Forgetting, Interval, VerifierMetrics
 from mathtune.run_record import LinkRecord, RunRecord
 
 UNDEFINED = "–"
@@ -43,7 +46,7 @@ def points(comparison: Comparison) -> str:
 
 def chance(p: float) -> str:
     """A p value and what follows from it: ``p = 0.21, so chance alone could explain it``."""
-    return p_value(p) + ("" if p < 0.05 else ", so chance alone could explain it")
+    return p_value(p) + ("" if p < SURE else ", so chance alone could explain it")
 
 
 def p_value(p: float) -> str:
@@ -77,10 +80,13 @@ def number(value: Any) -> str:
 
 
 def fact(key: str, value: Any) -> str:
-    """A fact under its key: shares as percent, a dumped interval with its ends, everything else as ``number``."""
+    """A fact under its key: shares as percent, a dumped interval with its ends, columns as lines of ``field ← column``,
+    everything else as ``number``."""
     if isinstance(value, dict) and value.keys() == Interval.model_fields.keys():
         interval = Interval.model_validate(value)
         return f"{percent(interval.value)} ({bounds(interval)}), n = {number(interval.n)}"
+    if key == "columns" and isinstance(value, dict):
+        return "\n".join(f"{field} ← {column}" for field, column in value.items())
     return percent(value) if "share" in key and isinstance(value, float) else number(value)
 
 
@@ -120,9 +126,14 @@ def link_title(link: LinkRecord) -> str:
     return f"{'Chunk' if link.kind == 'sft' else 'GRPO'} {link.number}"
 
 
-def without(facts: dict[str, Any], key: str) -> dict[str, Any]:
-    """The facts but one, which is shown elsewhere."""
-    return {name: value for name, value in facts.items() if name != key}
+def is_digest(value: Any) -> bool:
+    """Whether a fact is a SHA-256 in hexadecimal digits."""
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
+def base_name(base_model: str) -> str:
+    """The base as a recipe names it: the folder of the builtin one in the cache is ``builtin:demo``."""
+    return "builtin:demo" if re.fullmatch(r"demo-base-\d+", Path(base_model).name) else base_model
 
 
 def link_facts(link: LinkRecord) -> dict[str, Any]:
@@ -130,9 +141,14 @@ def link_facts(link: LinkRecord) -> dict[str, Any]:
     facts = {**link.facts, "trained_parameters": link.trainable, "parameters": link.parameters}
     if link.trainable and link.parameters:
         facts["share_trained"] = link.trainable / link.parameters
-    facts |= {"peak_memory": f"{link.peak_gib:.1f} GiB" if link.peak_gib else None, "link": link.link_id,
-              "adapter_digest": link.adapter_digest}
+    facts |= {"peak_memory": _peak_memory(link), "link": link.link_id, "adapter_digest": link.adapter_digest}
     return {name: value for name, value in facts.items() if value is not None}
+
+
+def _peak_memory(link: LinkRecord) -> str | None:
+    if link.peak_gib:
+        return f"{link.peak_gib:.1f} GiB of the GPU’s"
+    return f"{link.peak_rss_gib:.1f} GiB of the machine’s, no GPU" if link.peak_rss_gib else None
 
 
 def overlong(record: RunRecord) -> str:
@@ -144,25 +160,26 @@ def overlong(record: RunRecord) -> str:
     return f"{' and '.join(told)} to fit." if told else "All fit."
 
 
-def submitted(record: RunRecord) -> str | None:
-    """The submission's share of True beside the validation's; None without a submission."""
-    facts = record.submission or {}
-    if "true_share" not in facts:
-        return None
-    link = last_evaluated(record)
-    known = facts.get("validation_true_share")
-    if known is None and link and isinstance(link.metrics, VerifierMetrics):
-        known = link.metrics.true_share.model_dump(mode="json")
-    beside = f", of the validation rows {_with_bounds(known)}" if known else ""
-    return f"Of the test rows {_with_bounds(facts['true_share'])} are judged True{beside}."
+def temperature(value: float) -> str:
+    """A temperature, and whether it is at a bound of those that were tried."""
+    bound = any(math.isclose(value, end, rel_tol=1e-3) for end in TEMPERATURES)
+    return f"{value:.2f}{' (at its bound)' if bound else ''}"
 
 
-def _with_bounds(share: float | dict[str, Any]) -> str:
-    """A share, or a dumped interval with its ends and n."""
-    if not isinstance(share, dict):
-        return percent(share)
-    interval = Interval.model_validate(share)
-    return f"{percent(interval.value)} ({bounds(interval)}, n = {interval.n:,})"
+def fitted_effect(calibration: Calibration) -> str:
+    """What temperature and threshold do to the verdicts on the rows that they were not fitted on."""
+    versus = calibration.versus_plain
+    counts = f"{versus.gained:,} rows gained, {versus.lost:,} lost"
+    effect = f"the accuracy changes by {points(versus)} points ({counts}; {chance(versus.p)})"
+    if versus.difference.value > 0:
+        return f"{effect}."
+    return f"{effect if versus.gained or versus.lost else 'no verdict changes'}: there the fitted threshold did not help."
+
+
+def forgetting_rows(forgetting: Forgetting) -> str:
+    """How many rows of a chunk were asked: ``200``, or ``up to 200`` where chunks differ."""
+    asked = {cell.n for row in forgetting.accuracy for cell in row}
+    return f"{'up to ' if len(asked) > 1 else ''}{max(asked, default=forgetting.rows):,}"
 
 
 def last_evaluated(record: RunRecord) -> LinkRecord | None:

@@ -112,7 +112,7 @@ def report(work: Workspace, record: RunRecord, scores: dict[str, Artifact], data
     seen = record.model_dump(mode="json", exclude={"created", "seconds"})
     for link in seen["links"]:
         del link["served"]
-    key = digest_value({"stage": "report", "version": 4, "record": seen, "errors": errors, "recipe": recipe})
+    key = digest_value({"stage": "report", "version": 5, "record": seen, "errors": errors, "recipe": recipe})
     page = work.artifacts.get_or_build("report", key, lambda folder: draw(record, errors, recipe, folder))
     work.save_recipe()
     work.run.write("metrics.json", record.model_dump_json(indent=2) + "\n")
