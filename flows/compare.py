@@ -67,13 +67,13 @@ def difference_text(versus: Comparison) -> str:
 
 
 def chance_text(versus: Comparison) -> str:
-    """McNemar's exact p, in words."""
+    """The p of the exact paired test, in words."""
     p = "p < 0.001" if versus.p < 0.001 else f"p = {versus.p:.3f}"
     if versus.gained == versus.lost == 0:
         return "both have the same rows right (p = 1)"
     if versus.p >= SURE:
-        return f"chance alone could explain it (McNemar's exact {p})"
-    return f"chance alone would hardly do this (McNemar's exact {p})"
+        return f"chance alone could explain it (exact paired test, {p})"
+    return f"chance alone would hardly do this (exact paired test, {p})"
 
 
 def example(row: ChangedRow, found: RowsCompared) -> Group:
