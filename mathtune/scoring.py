@@ -99,7 +99,7 @@ def open_scorer(job: ScoreJob, base: Base, model: torch.nn.Module, emit: Emit) -
         sample = read_range(Path(job.rows), 0, min(SAMPLE_ROWS, count_rows(Path(job.rows)))).to_pylist()
         yield verifier_scorer(job, base, model, builder, sample, emit)
     else:
-        with Grader() as grader:
+        with Grader(notice=lambda text: emit("notice", text=text)) as grader:
             yield SolverScorer(job, base, model, builder, grader)
 
 
