@@ -84,7 +84,8 @@ class LabelReader:
                 base.set_output_embeddings(self.head)
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden.float() @ self.rows.t() + self.bias
+        with torch.autocast(self.compute.device.type, enabled=False):
+            return hidden.float() @ self.rows.t() + self.bias
 
 
 def _base_of(model: nn.Module) -> nn.Module:

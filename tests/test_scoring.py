@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from mathtune import scoring
 from mathtune.answers import extract_answer, same_answer
+from mathtune.devices import Compute
 from mathtune.errors import BadNumbers
 from mathtune.generation import GumbelNoise, sample_seed
 from mathtune.models import borrowed, load_base
@@ -129,6 +130,16 @@ def test_any_model_is_scored_and_listened_to(base, config, tiny_base, tmp_path):
         for row, p_true in zip(pq.read_table(job.rows).to_pylist(), read(job)["p_true"].to_pylist(), strict=True):
             assert single_row(model, other, job, row).softmax(-1)[0].item() == pytest.approx(p_true, abs=1e-5)
     assert None not in read(job)["said"].to_pylist() and other.model.get_output_embeddings() is head
+
+
+def test_in_half_precision_the_labels_logits_are_float32_all_the_same(base, tiny_base, tmp_path):
+    config = copy.deepcopy(CONFIGS["qwen2"])
+    config.vocab_size = len(base.tokenizer)
+    half = Compute(torch.device("cpu"), torch.bfloat16, "a test")
+    job = score_job(tiny_base, tmp_path, n=12, words_rows=4)
+    score(job, replace(base, model=untrained(config).bfloat16(), compute=half), quiet)
+    logits = torch.tensor(read(job)["logit_true"].to_pylist())
+    assert (logits != logits.bfloat16().float()).any()
 
 
 def test_a_logit_that_is_no_number_stops_the_scoring_with_its_row(base, tiny_base, tmp_path, monkeypatch):
