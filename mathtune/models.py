@@ -5,14 +5,14 @@ Only safetensors are read and no remote code runs. What this leaves out: adapter
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 from mathtune.devices import Compute, choose_compute
 from mathtune.digests import digest_file, digest_value
@@ -124,10 +124,12 @@ def borrowed(base: Base) -> Iterator[PreTrainedModel]:
     """The base's model for one job, given back as it was.
 
     trl replaces ``forward`` and rewrites configurations, Trainer switches gradient checkpointing on: a warm engine's
-    next job must see none of it.
+    next job must see none of it. Configurations stay the objects that they are, since every layer refers to them: transformers
+    5.17 would switch the attention of a copy, and layers that still see the old one mix the examples of a pack.
     """
     model = base.model
-    config, generation_config = copy.deepcopy(model.config), copy.deepcopy(model.generation_config)
+    config, restore = model.config, _restorer(model.config)
+    generation_config = copy.deepcopy(model.generation_config)
     attributes, hooks = set(vars(model)), dict(model.get_input_embeddings()._forward_hooks)
     try:
         yield model
@@ -139,8 +141,24 @@ def borrowed(base: Base) -> Iterator[PreTrainedModel]:
         for name in set(vars(model)) - attributes:
             delattr(model, name)
         model.config, model.generation_config = config, generation_config
+        restore()
         model.requires_grad_(False)
         model.eval()
+
+
+def _restorer(config: PretrainedConfig) -> Callable[[], None]:
+    """What gives a configuration, and those inside it, the values that they have now."""
+    inside = {name: value for name, value in vars(config).items() if isinstance(value, PretrainedConfig)}
+    values = {**copy.deepcopy({name: value for name, value in vars(config).items() if name not in inside}), **inside}
+    restorers = [_restorer(one) for one in inside.values()]
+
+    def restore() -> None:
+        vars(config).clear()
+        vars(config).update(values)
+        for one in restorers:
+            one()
+
+    return restore
 
 
 def _keep_nf4_layout(model: PreTrainedModel) -> None:

@@ -140,6 +140,7 @@ def test_a_borrowed_base_comes_back_as_it_was(base):
         model.train()
     assert set(vars(base.model)) == before and "forward" not in vars(base.model)
     assert base.model.config.to_dict() == config and not base.model.training
+    assert base.model.config is base.model.model.layers[0].self_attn.config  # what switches attention reaches every layer
     assert not base.model.is_gradient_checkpointing
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
 
