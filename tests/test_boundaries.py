@@ -62,6 +62,7 @@ def test_the_control_plane_starts_without_torch(module):
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_the_compute_plane_starts_without_prefect():
     code = ("import sys; sys.modules['prefect'] = None\n"
             "import mathtune.engine, mathtune.sft, mathtune.grpo, mathtune.scoring, mathtune.inspect_base")

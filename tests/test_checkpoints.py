@@ -163,6 +163,7 @@ def test_the_best_step_is_kept_where_the_recipe_says_so(tiny_base, tmp_path):
     assert all(torch.equal(saved[name], final[name]) for name in final)
 
 
+@pytest.mark.slow
 def test_a_best_step_that_was_damaged_is_trained_again(tiny_base, tmp_path):
     job, events = best_job(tiny_base, tmp_path), Events()
     whole = train_chunk(job, fresh(job), Events())

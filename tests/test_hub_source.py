@@ -58,6 +58,7 @@ def read(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_whole_and_streamed_give_the_same_rows_without_torch(read, tmp_path):
     tables = {}
     with HubServer(FILES) as hub:
@@ -79,6 +80,7 @@ def test_streaming_stops_at_the_limit(read, tmp_path):
     assert pq.read_table(tmp_path / "out" / "train.parquet")["answer"].to_pylist() == [str(i) for i in range(1_500)]
 
 
+@pytest.mark.slow
 def test_a_branch_or_tag_is_pinned_to_its_commit(read, tmp_path):
     with HubServer(FILES) as hub:
         tag = read(hub.url, revision="v1")

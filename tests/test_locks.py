@@ -93,6 +93,7 @@ def test_a_process_with_the_number_of_a_dead_holder_does_not_count_as_it(folders
         assert lease.number == 2
 
 
+@pytest.mark.slow
 def test_who_slept_past_the_lease_is_taken_over_and_refused_when_it_wakes(folders, hold):
     holder = hold(seconds=1)
     os.kill(holder.pid, signal.SIGSTOP)
@@ -107,6 +108,7 @@ def test_who_slept_past_the_lease_is_taken_over_and_refused_when_it_wakes(folder
         assert "the same command" in caught.value.remedy
 
 
+@pytest.mark.slow
 def test_who_renews_is_not_taken_over(folders, hold):
     hold(seconds=1)
     notices = Notices()

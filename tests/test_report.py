@@ -390,6 +390,7 @@ def test_the_same_run_makes_the_same_bytes(tmp_path):
     assert page_of(tmp_path, verifier_record()) == page_of(tmp_path, verifier_record())
 
 
+@pytest.mark.slow
 def test_it_needs_no_home_and_says_nothing(tmp_path):
     code = ("from pathlib import Path; from tests.record_fixtures import verifier_record; "
             "from mathtune.report import build_report; import sys; "

@@ -214,6 +214,7 @@ def test_words_are_looked_at_on_a_sample_and_an_untrained_base_is_malformed(base
     assert set(table["prediction"].to_pylist()) <= {True, False}
 
 
+@pytest.mark.slow
 def test_a_trained_verifier_says_its_labels(base, tiny_base, tmp_path):
     trained = sft_job(tiny_base, tmp_path / "sft", sft=Sft(learning_rate=2e-2, examples_per_step=16, epochs=8, save_every=100))
     train_chunk(trained, base, quiet)

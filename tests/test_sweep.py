@@ -130,6 +130,7 @@ def scored(name: str, correct) -> Scored:
     return Scored(name, "sft", "solver", table, table)
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 4))
 def test_every_trial_is_held_against_the_best_with_holms_correction(seed, count):
