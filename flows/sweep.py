@@ -24,13 +24,13 @@ from flows.sweep_table import artifact_rows, sweep_table
 from mathtune.comparison import read_scored
 from mathtune.errors import RecipeError
 from mathtune.recipe_source import Name
-from mathtune.sweep import Sweep, Trial
+from mathtune.sweep import Sweep
 from mathtune.sweep_record import SweepRecord, TrialRecord, as_csv, empty_record, judged
 from mathtune.workspace import RunFolder, Workspace, new_execution
 from tasks.artifacts import artifact_key
 from tasks.data import check_base
 from tasks.results import evaluate
-from tasks.trials import ChildTrials, DeployedTrials, Trials, is_done, run_trial
+from tasks.trials import ChildTrials, DeployedTrials, Trials, is_done, metrics_file, run_folder, run_trial
 
 
 @flow(name="sweep", flow_run_name="{plan.name}", persist_result=False)
@@ -114,14 +114,6 @@ def read_record(run: RunFolder) -> SweepRecord | None:
     """What an earlier execution of the sweep has written."""
     path = run.path / "sweep.json"
     return SweepRecord.model_validate_json(path.read_text()) if path.is_file() else None
-
-
-def run_folder(trial: Trial) -> RunFolder:
-    return RunFolder(Path(trial.recipe.storage.runs), trial.name)
-
-
-def metrics_file(trial: Trial) -> Path:
-    return run_folder(trial).path / "metrics.json"
 
 
 def gpu_places(plan: Sweep, parallel: int) -> list[str | None]:

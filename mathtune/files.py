@@ -225,3 +225,8 @@ def disk_errors(where: Path, only: tuple[int, ...] = ()) -> Iterator[None]:
         raise StoreError("no space is left on the disk" if full else f"cannot write there: {error.strerror or error}",
                          where=str(where), remedy="free some space; the same command goes on" if full else
                          "check the folder's rights and the disk, or choose another storage.root") from error
+
+
+def same_bytes(path: Path, data: bytes) -> bool:
+    """Whether a file is there and holds exactly these bytes."""
+    return path.is_file() and path.read_bytes() == data

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import numpy as np
-import pyarrow as pa
 import torch
 from transformers import LogitsProcessor
 
@@ -64,9 +63,3 @@ def batches(prompts: list[list[int]], size: int, emit: Emit, what: str) -> Itera
     for begin in range(0, len(order), size):
         yield order[begin:begin + size]
         emit("progress", text=what, done=min(begin + size, len(order)), total=len(order))
-
-
-def table_of(columns: list, schema: pa.Schema) -> pa.Table:
-    """A table of columns in the schema's order."""
-    arrays = [pa.array(column, type=field.type) for column, field in zip(columns, schema, strict=True)]
-    return pa.Table.from_arrays(arrays, schema=schema)

@@ -4,7 +4,6 @@ kept block by block (``mathtune.score_blocks``).
 """
 
 import time
-from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -69,11 +68,11 @@ def _prepared(scorer: Scorer, path: Path, blocks: list[Range]) -> Iterator[tuple
         return scorer.prepare(read_range(path, block.start, block.end).to_pylist())
 
     with ThreadPoolExecutor(1) as thread:
-        ahead = deque(thread.submit(prepare, block) for block in blocks[:1])
+        ahead = thread.submit(prepare, blocks[0]) if blocks else None
         for block, following in zip(blocks, [*blocks[1:], None], strict=True):
-            prepared = ahead.popleft().result()
+            prepared = ahead.result()
             if following:
-                ahead.append(thread.submit(prepare, following))
+                ahead = thread.submit(prepare, following)
             yield block, prepared
 
 

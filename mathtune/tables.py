@@ -4,6 +4,7 @@ Every table that a stage writes goes through ``TableWriter``: row groups of a fi
 the same rows give the same bytes whatever batches they came in. Leaves out what the rows mean (``mathtune.schemas``).
 """
 
+import io
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -71,6 +72,13 @@ def open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise DataError(f"not a readable Parquet file ({reason})", where=str(path),
                         remedy="it may be cut off or damaged: fetch or write it again") from error
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A table as the bytes of a Parquet file."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
 
 
 def iterate_batches(path: Path, columns: Sequence[str] | None = None,

@@ -4,11 +4,12 @@ and on a sample the words that it would really generate."""
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from mathtune.errors import BadNumbers
 from mathtune.events import Emit
-from mathtune.generation import batches, generate, table_of
+from mathtune.generation import batches, generate
 from mathtune.jobs import ScoreJob
 from mathtune.layout import CPU_TOKENS, free_bytes, shape_of
 from mathtune.models import Base
@@ -85,7 +86,7 @@ class VerifierScorer:
         said = [None if word is None else self.builder.parse_words(word) for word in words]
         columns = [prompts.row_ids, logits[:, 0].numpy(), logits[:, 1].numpy(), logits.softmax(-1)[:, 0].numpy(),
                    (logits[:, 0] > logits[:, 1]).numpy(), said, words]
-        return Scored(table_of(columns, VERDICTS), prompts.shortened)
+        return Scored(pa.table(columns, schema=VERDICTS), prompts.shortened)
 
     def _label_logits(self, prompts: Prompts, emit: Emit) -> torch.Tensor:
         """Float32 (rows, 2), of true and false."""

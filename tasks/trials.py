@@ -158,7 +158,7 @@ def run_trial(work: Workspace, trial: Trial, trials: Trials, earlier: SweepRecor
 
 
 def _outcome(trial: Trial, trials: Trials, earlier: SweepRecord | None) -> Outcome:
-    metrics = RunFolder(Path(trial.recipe.storage.runs), trial.name).path / "metrics.json"
+    metrics = metrics_file(trial)
     served = is_done(trial, metrics, earlier)
     if not served:
         trials.run(trial)
@@ -170,6 +170,14 @@ def _outcome(trial: Trial, trials: Trials, earlier: SweepRecord | None) -> Outco
     found = empty_record(trial, "done", link=f"{last.number} {last.kind}", metrics_digest=digest_file(metrics),
                          **trial_costs(record.links))
     return Outcome(found, served, accuracy_text(last.metrics))
+
+
+def run_folder(trial: Trial) -> RunFolder:
+    return RunFolder(Path(trial.recipe.storage.runs), trial.name)
+
+
+def metrics_file(trial: Trial) -> Path:
+    return run_folder(trial).path / "metrics.json"
 
 
 def is_done(trial: Trial, metrics: Path, earlier: SweepRecord | None) -> bool:

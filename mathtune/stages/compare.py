@@ -7,11 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mathtune.comparison import FACTS, ROWS, SCORES, content_keys
-from mathtune.files import disk_errors
+from mathtune.files import disk_errors, same_bytes
+from mathtune.questions import question_keys
 from mathtune.run_record import RunRecord
-from mathtune.stages.evaluate import correct_rows, validation_questions
-from mathtune.stages.submit import parquet_bytes, same_bytes
+from mathtune.stages.evaluate import correct_rows
 from mathtune.store import Artifact
+from mathtune.tables import parquet_bytes
 from mathtune.workspace import Workspace
 
 # What makes two rows the same row: a verifier judges all of it, a solver is asked the question alone.
@@ -32,11 +33,12 @@ def write_scores(work: Workspace, record: RunRecord, scores: dict[str, Artifact]
     tables = {name: (title, scores[key]) for name, (title, key) in scored.items() if key in scores}
     rows = pq.read_table(parts.path("validation.parquet")).slice(0, max(artifact_rows(one) for _, one in tables.values()))
     keys = pa.array(content_keys(zip(*(rows[name].to_pylist() for name in CONTENT[task]), strict=True)))
+    known = pa.table({"key": keys, "question": question_keys(rows["question"])})
     shown = rows.select([name for name in ("row_id", "question", "answer", "is_correct") if name in rows.column_names])
     files = {ROWS: parquet_bytes(shown.add_column(0, "key", keys))}
     for name, (title, artifact) in tables.items():
         facts = {"task": task, "title": title, "base": record.base_model}
-        files[f"{SCORES}/{name}.parquet"] = parquet_bytes(small_scores(work, artifact, parts, keys, facts))
+        files[f"{SCORES}/{name}.parquet"] = parquet_bytes(small_scores(task, artifact, parts, known, facts))
     for name, data in files.items():
         if not same_bytes(work.run.path / name, data):
             work.run.write(name, data)
@@ -46,12 +48,17 @@ def write_scores(work: Workspace, record: RunRecord, scores: dict[str, Artifact]
                 path.unlink()
 
 
-def small_scores(work: Workspace, artifact: Artifact, parts: Artifact, keys: pa.Array, facts: dict[str, Any]) -> pa.Table:
-    """``key``, ``question`` (a key), ``row_id``, ``correct`` and what was said in a word or number, by row."""
-    table = pq.read_table(artifact.path("scores.parquet"), columns=["row_id", *SAID[work.recipe.task]])
-    table = table.add_column(0, "question", pa.array(validation_questions(parts, len(table))))
-    table = table.add_column(2, "correct", pa.array(correct_rows(work, artifact, parts)))
-    return table.add_column(0, "key", keys.slice(0, len(table))).replace_schema_metadata({FACTS: json.dumps(facts)})
+def small_scores(task: str, artifact: Artifact, parts: Artifact, known: pa.Table, facts: dict[str, Any]) -> pa.Table:
+    """``key``, ``question`` (a key), ``row_id``, ``correct`` and what was said in a word or number, by row.
+
+    Args:
+        known: the first two of these of every row.
+    """
+    table = pq.read_table(artifact.path("scores.parquet"), columns=["row_id", *SAID[task]])
+    table = table.add_column(1, "correct", pa.array(correct_rows(artifact, parts.path("validation.parquet"))))
+    for name in ("question", "key"):
+        table = table.add_column(0, name, known[name].slice(0, len(table)))
+    return table.replace_schema_metadata({FACTS: json.dumps(facts)})
 
 
 def artifact_rows(scores: Artifact) -> int:

@@ -128,13 +128,17 @@ def labels_in(rows: pa.Table) -> np.ndarray:
     return rows["is_correct"].to_numpy(zero_copy_only=False).astype(bool)
 
 
-def correct_rows(work: Workspace, scores: Artifact, parts: Artifact) -> np.ndarray:
-    """Which validation rows a model has right (bool), in their order: what a paired test compares."""
-    if work.recipe.task == "solver":
-        return pq.read_table(scores.path("scores.parquet"), columns=["correct"])["correct"].to_numpy(zero_copy_only=False)
-    predictions = pq.read_table(scores.path("scores.parquet"), columns=["prediction"])
-    labels = pq.read_table(parts.path("validation.parquet"), columns=["is_correct"]).slice(0, len(predictions))
-    return predictions["prediction"].to_numpy(zero_copy_only=False) == labels_in(labels)
+def correct_rows(scores: Artifact, rows: Path) -> np.ndarray:
+    """Which rows a model has right (bool), in their order: what a paired test compares.
+
+    Args:
+        rows: the file whose first rows the scores are of.
+    """
+    path = scores.path("scores.parquet")
+    if "correct" in pq.read_schema(path).names:  # a solver's
+        return pq.read_table(path, columns=["correct"])["correct"].to_numpy(zero_copy_only=False)
+    predictions = pq.read_table(path, columns=["prediction"])["prediction"].to_numpy(zero_copy_only=False)
+    return predictions == labels_in(pq.read_table(rows, columns=["is_correct"]).slice(0, len(predictions)))
 
 
 def wrong_rows(work: Workspace, scores: Artifact, parts: Artifact, raw: Artifact | None = None) -> list[dict[str, Any]]:
@@ -145,7 +149,7 @@ def wrong_rows(work: Workspace, scores: Artifact, parts: Artifact, raw: Artifact
     """
     table = pq.read_table(scores.path("scores.parquet"))
     rows = scored_rows(table, parts)
-    wrong = np.flatnonzero(~correct_rows(work, scores, parts))
+    wrong = np.flatnonzero(~correct_rows(scores, parts.path("validation.parquet")))
     if work.recipe.task == "solver":
         outcomes = table["outcome"].to_pylist()
         kinds = [outcomes[i] for i in wrong]

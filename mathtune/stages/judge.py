@@ -27,7 +27,7 @@ def judge(work: Workspace, base: dict[str, Any], parts: Artifact, link: Link, sc
     Raises:
         RejectedLink: the link is worse; it is recorded as rejected, and the head stays.
     """
-    before, after = (correct_rows(work, one, parts) for one in (parent_scores, scores))
+    before, after = (correct_rows(one, parts.path("validation.parquet")) for one in (parent_scores, scores))
     versus = compare(before, after, validation_questions(parts, len(after)))
     known = work.chain.record(link).get("verdict") == "rejected"
     word = decision if known else None  # not about the links that are trained after the rejected one

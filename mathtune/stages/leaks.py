@@ -14,9 +14,9 @@ from mathtune.leaks import KINDS, Questions, count_kinds, find_leaks
 from mathtune.recipe import Recipe
 from mathtune.stages import Outcome
 from mathtune.stages.data import stage_key
-from mathtune.stages.submit import parquet_bytes
 from mathtune.stages.train import nothing_accepted, prompt_rows, trained_ranges
 from mathtune.store import Artifact
+from mathtune.tables import parquet_bytes
 from mathtune.workspace import Workspace
 
 FILE = "leaks.json"

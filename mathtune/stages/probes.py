@@ -6,11 +6,9 @@ are for). Where a later chunk replays earlier rows, some of them may be probes: 
 Leaves out chunks that were skipped or rejected: no link was grown from them.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mathtune.chain import Link
@@ -21,7 +19,7 @@ from mathtune.ranges import Range
 from mathtune.recipe import Recipe
 from mathtune.stages import Outcome
 from mathtune.stages.data import pool_rows
-from mathtune.stages.evaluate import score_rows
+from mathtune.stages.evaluate import correct_rows, score_rows
 from mathtune.store import Artifact
 from mathtune.workspace import Workspace
 
@@ -43,7 +41,7 @@ def probe(work: Workspace, base: dict[str, Any], parts: Artifact, links: list[Li
     path = rows.path("rows.parquet")
     scores = score_rows(work, base, links[-1], path, rows.files["rows.parquet"], limit=None, words_rows=0)
     borders = np.cumsum([len(one) for one in positions])[:-1]
-    right = np.split(correct_probes(scores, path), borders)
+    right = np.split(correct_rows(scores, path), borders)
     asked = np.split(question_keys(pq.read_table(path, columns=["question"])["question"]), borders)
     accuracy = [share(*one) for one in zip(right, asked, strict=True)]
     text = ", ".join(f"{one.value:.0%}" for one in accuracy)
@@ -70,15 +68,6 @@ def probe_positions(chunk: Range, rows: int, seed: int) -> np.ndarray:
 
 def trained_chunks(links: list[Link]) -> list[Range]:
     return [link.range for link in links if link.range]
-
-
-def correct_probes(scores: Artifact, rows: Path) -> np.ndarray:
-    """Which of the rows a model has right (bool), in their order."""
-    table = pq.read_table(scores.path("scores.parquet"))
-    if "correct" in table.column_names:
-        return table["correct"].to_numpy(zero_copy_only=False)
-    labels = pq.read_table(rows, columns=["is_correct"])["is_correct"]
-    return pc.equal(table["prediction"], labels).to_numpy(zero_copy_only=False)
 
 
 def forgetting(recipe: Recipe, links: list[Link], accuracy: list[list[Interval]]) -> Forgetting:

@@ -44,7 +44,7 @@ def make_record(work: Workspace, links: list[Link], served: set[str], scores: di
     """
     parts, raw = data["split"], data["download"]
     verdicts = {entry.link.key: entry.verdict for entry in work.chain.entries()}
-    correct = {key: correct_rows(work, artifact, parts) for key, artifact in scores.items()}
+    correct = {key: correct_rows(artifact, parts.path("validation.parquet")) for key, artifact in scores.items()}
     questions = validation_questions(parts, max((len(one) for one in correct.values()), default=0))
     records = []
     for link in links:

@@ -15,6 +15,7 @@ from mathtune.calibration import calibrated, margins_of
 from mathtune.chain import Link
 from mathtune.errors import DataError, StoreError, TrainingError
 from mathtune.figures import Calibration, Interval
+from mathtune.files import same_bytes
 from mathtune.metrics import differ, share
 from mathtune.questions import question_keys
 from mathtune.recipe_file import dump_recipe
@@ -30,6 +31,7 @@ from mathtune.stages.evaluate import (
 )
 from mathtune.stages.judge import comparison_text
 from mathtune.store import Artifact
+from mathtune.tables import parquet_bytes
 from mathtune.workspace import Workspace
 
 
@@ -186,14 +188,3 @@ def known_accuracy(scores: pa.Table, test: pa.Table, questions: np.ndarray) -> I
         right = scores["correct"].to_numpy(zero_copy_only=False)
         known = np.arange(len(right))
     return share(right, questions[known]) if len(right) else None
-
-
-def parquet_bytes(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
-
-
-def same_bytes(path, data: bytes) -> bool:
-    """Whether a file is there and holds exactly these bytes."""
-    return path.is_file() and path.read_bytes() == data
