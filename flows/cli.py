@@ -72,7 +72,7 @@ def train(recipe: RecipeFile, *overrides: Overrides, start: int | None = None, e
     check_asked(start, end, next_rows)
     from flows.parts import train_range
 
-    execute.execute(console, train_range, load_recipe(recipe, overrides), start=start, end=end, next_rows=next_rows,
+    execute.execute(console, train_range, load_recipe(recipe, overrides), start=start, end=end, next=next_rows,
                     allow_gap=allow_gap, decision=decided(accept, skip))
 
 

@@ -100,6 +100,10 @@ class TrialFailed(MachineError):
     """A trial of a sweep did not end well; the others go on."""
 
 
+class PoolUsedUp(RangeError):
+    """The next rows are asked for, and every row of the training pool is in the chain."""
+
+
 class RejectedLink(TrainingError):
     """A link's validation accuracy fell significantly below its parent's: a person decides. Trying again changes nothing."""
 

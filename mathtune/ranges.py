@@ -66,16 +66,16 @@ def check_follows(wanted: Range, trained: list[Range], first: int, allow_gap: bo
                          remedy=f"{TRAIN} --start {expected} --end {expected + len(wanted)}, or --allow-gap to leave them out")
 
 
-def check_asked(start: int | None, end: int | None, next_rows: int | None) -> None:
+def check_asked(start: int | None, end: int | None, next: int | None) -> None:
     """Holds that a range is asked for in one way: its start and end, or so many rows after the last trained one.
 
     Raises:
         RangeError: it is not.
     """
-    if next_rows is not None and (start is not None or end is not None):
+    if next is not None and (start is not None or end is not None):
         raise RangeError("--next and --start or --end contradict each other", where="range",
                          remedy="give --next, or --start and --end")
-    if next_rows is None and (start is None or end is None):
+    if next is None and (start is None or end is None):
         raise RangeError("give --start and --end, or --next", where="range", remedy="for example --next 1000")
 
 

@@ -362,11 +362,11 @@ def test_a_cancelled_run_is_saved_and_the_same_command_goes_on(world, whole):
     log, events = world.folder / "worker.log", world.folder / "runs/cancelled/executions/one/events.jsonl"
     with temporary_settings({PREFECT_API_URL: world.url}), get_client(sync_client=True) as client:
         make_pool("gpu")
-        deploy = start(log, "prefect", "--no-prompt", "deploy", "--name", "pipeline", cwd=ROOT, env=environment)
+        deploy = start(log, "prefect", "--no-prompt", "deploy", "--name", "trial", cwd=ROOT, env=environment)
         assert deploy.wait(PATIENCE) == 0, log.read_text()
         worker = start(log, "prefect", "worker", "start", "--pool", "gpu", env=environment, start_new_session=True)
         try:
-            deployment = client.read_deployment_by_name("pipeline/pipeline")
+            deployment = client.read_deployment_by_name("pipeline/trial")
             flow_run = client.create_flow_run_from_deployment(deployment.id, parameters={"recipe": values, "execution": "one"})
             until(lambda: events.is_file() and '"step": 3,' in events.read_text(), worker)
             client.set_flow_run_state(flow_run.id, Cancelling())

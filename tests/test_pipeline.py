@@ -104,7 +104,7 @@ def test_ranges_are_trained_one_after_the_other(recipe):
     with pytest.raises(ChainError, match="has no link yet"):
         submit_link(recipe, execution="none")
     train_range(recipe, start=0, end=64, execution="one")
-    train_range(recipe, next_rows=32, execution="two")
+    train_range(recipe, next=32, execution="two")
     assert stages(recipe, "two")["train-chunk[64:96)"] == "done"
     assert stages(recipe, "two")["evaluate sft[0:64)"] == "cached"
     with pytest.raises(RangeError, match=r"\[80:112\) overlaps \[64:96\)") as caught:
@@ -147,20 +147,20 @@ def test_a_link_worse_than_its_parent_is_rejected_and_waits_for_a_persons_word(w
 
     train_range(spoilt, start=640, end=1280, decision="skip", execution="skip")
     gentle = worse.model_copy(update={"sft": worse.sft.model_copy(update={"learning_rate": 1e-5, "max_steps": 2})})
-    record = train_range(gentle, next_rows=64, execution="after")["record"]
+    record = train_range(gentle, next=64, execution="after")["record"]
     assert [(link["number"], link["start"], link["end"]) for link in record["links"]] == [(1, 0, 640), (3, 1280, 1344)]
     assert record["left_out"][0]["verdict"] == "skipped" and record["links"][1]["versus_parent"] is not None
 
     with pytest.raises(RejectedLink):
-        train_range(spoilt, next_rows=64, execution="worse")
-    record = train_range(gentle, next_rows=64, execution="another-recipe")["record"]
+        train_range(spoilt, next=64, execution="worse")
+    record = train_range(gentle, next=64, execution="another-recipe")["record"]
     assert [link["number"] for link in record["links"]] == [1, 3, 4] and len(record["left_out"]) == 1
     with pytest.raises(ChainError, match="no rejected link waits for a decision"):
-        train_range(gentle, next_rows=64, decision="accept", execution="nothing")
+        train_range(gentle, next=64, decision="accept", execution="nothing")
 
     with pytest.raises(RejectedLink):
-        train_range(spoilt, next_rows=64, execution="worse-again")
-    record = train_range(spoilt, next_rows=64, decision="accept", execution="accepted")["record"]
+        train_range(spoilt, next=64, execution="worse-again")
+    record = train_range(spoilt, next=64, decision="accept", execution="accepted")["record"]
     assert [link["verdict"] for link in record["links"]] == ["accepted"] * 3 + ["accepted by a person"]
     assert "although it was rejected" in (Path(worse.storage.runs) / "small" / "report.html").read_text()
 
@@ -244,7 +244,7 @@ def test_a_solver_by_sft_and_grpo(make_recipe):
         ("training pool", "validation"), ("training pool", "test"), ("validation", "test"),
         ("GRPO prompts", "validation"), ("GRPO prompts", "test")]
     with pytest.raises(ChainError, match="ends in a GRPO link"):
-        train_range(recipe, next_rows=16, execution="third")
+        train_range(recipe, next=16, execution="third")
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(recipe_values, tmp_path):
