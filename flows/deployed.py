@@ -24,11 +24,8 @@ from tasks.deployment import check_attempts, end_schedules, load_secrets
 # Names that a form offers: of the files that are there when the deployments are made.
 RecipeName = Literal[tuple(recipe_files())]
 SweepName = Literal[tuple(sweep_files())]
-# Of the form only: a field that may be left empty, where int | None would be a switch between two.
-Rows = Annotated[Positive | None, WithJsonSchema({"type": "integer", "minimum": 1})]
-Row = Annotated[Count | None, WithJsonSchema({"type": "integer", "minimum": 0})]
-Choice = Annotated[Decision | None, WithJsonSchema({"type": "string", "enum": list(get_args(Decision))})]
-Text = Annotated[str | None, WithJsonSchema({"type": "string"})]
+# Of a form: it shows int | None as a switch between the two, so that 0 and "" stand for what is not asked for.
+Choice = Annotated[Decision | None, WithJsonSchema({"enum": [*get_args(Decision), None]})]
 Overrides = tuple[str, ...]
 USED_UP = "UsedUp"
 
@@ -36,7 +33,7 @@ USED_UP = "UsedUp"
 def range_name() -> str:
     """``demo [1200:1800)`` of what is asked for, until the run knows which rows are the next."""
     asked = flow_run.parameters
-    wanted = f"next {asked['next']}" if asked.get("next") else f"[{asked.get('start')}:{asked.get('end')})"
+    wanted = f"next {asked['next']}" if asked.get("next") else f"[{asked.get('start', 0)}:{asked.get('end', 0)})"
     return f"{asked['recipe']} {wanted}"
 
 
@@ -53,9 +50,8 @@ def run_pipeline(recipe: RecipeName, overrides: Overrides = (), decision: Choice
 
 
 @flow(name="train-range", flow_run_name=range_name, persist_result=False)
-def train_range(recipe: RecipeName, start: Row = None, end: Rows = None, next: Rows = None,
-                overrides: Overrides = (), allow_gap: bool = False,
-                decision: Choice = None) -> dict[str, Any] | State:
+def train_range(recipe: RecipeName, start: Count = 0, end: Count = 0, next: Count = 0, overrides: Overrides = (),
+                allow_gap: bool = False, decision: Choice = None) -> dict[str, Any] | State:
     """Trains one range of the pool on top of the chain's head, and evaluates it on the fixed validation rows.
 
     Where the next rows are asked for and none is left, the run ends well, and the schedules that ask for them are paused.
@@ -63,14 +59,16 @@ def train_range(recipe: RecipeName, start: Row = None, end: Rows = None, next: R
     Args:
         recipe: a file of recipes/, without .yaml.
         start: first row of the range.
-        end: row after its last.
+        end: the row after its last.
         next: instead of start and end: so many rows after the last trained one.
         overrides: keys of the recipe to change, each key=value, for example sft.learning_rate=1e-4 or chain=second.
         allow_gap: let the range leave rows out.
         decision: about a link that was rejected because it is worse than its parent.
     """
     try:
-        return parts.train_range.fn(begin(recipe, overrides), start, end, next, allow_gap, decision)
+        whole = begin(recipe, overrides)
+        asked = (None, None, next) if next and not (start or end) else (start, end or None, next or None)
+        return parts.train_range.fn(whole, *asked, allow_gap, decision)
     except PoolUsedUp as error:
         ended = end_schedules()
         return Completed(name=USED_UP, message=error.what + (f"; {ended} schedules paused" if ended else ""))
@@ -88,30 +86,30 @@ def evaluate_chain(recipe: RecipeName, overrides: Overrides = ()) -> dict[str, A
 
 
 @flow(name="submit", flow_run_name="{recipe}", persist_result=False)
-def submit_link(recipe: RecipeName, link: Rows = None, overrides: Overrides = ()) -> dict[str, Any]:
+def submit_link(recipe: RecipeName, link: Count = 0, overrides: Overrides = ()) -> dict[str, Any]:
     """Writes predictions, and for a verifier the submission, from one link.
 
     Args:
         recipe: a file of recipes/, without .yaml.
-        link: its number; default: the last of the chain.
+        link: its number; 0: the last of the chain.
         overrides: keys of the recipe to change, each key=value, for example sft.learning_rate=1e-4 or chain=second.
     """
-    return parts.submit_link.fn(begin(recipe, overrides), link=link)
+    return parts.submit_link.fn(begin(recipe, overrides), link=link or None)
 
 
 @flow(name="sweep", flow_run_name="{sweep_file}", persist_result=False)
 def run_sweep(sweep_file: SweepName, overrides: Overrides = (), parallel: Positive = 1,
-              deployment: Text = None) -> dict[str, Any]:
+              deployment: str = "") -> dict[str, Any]:
     """Runs a recipe under several settings, each in a chain of its own on the same rows, and says which differences are real.
 
     Args:
         sweep_file: a file of recipes/ with a grid, without .yaml.
         overrides: keys to change in every trial, each key=value, for example sft.epochs=2.
         parallel: trials at a time on the worker's machine, each on GPUs of its own.
-        deployment: instead: as runs of this deployment (pipeline/trial), side by side on the pool's other workers.
+        deployment: instead, as runs of this deployment, side by side on the pool's other workers: pipeline/trial.
     """
     take_secrets()
-    return sweep.sweep.fn(load_sweep(named_file(sweep_files(), sweep_file), overrides), parallel, deployment)
+    return sweep.sweep.fn(load_sweep(named_file(sweep_files(), sweep_file), overrides), parallel, deployment or None)
 
 
 def begin(recipe: str, overrides: tuple[str, ...]) -> Recipe:

@@ -50,6 +50,15 @@ class Page:
         self.evaluate(f"[...document.querySelectorAll('a, button, [role=tab], [role=option], label, span, p')]"
                       f".filter(one => one.innerText?.trim() === {json.dumps(text)}).at(-1).click()")
 
+    def fill(self, label: str, value: str) -> None:
+        """Types into the field below a label that begins so."""
+        self.evaluate(f"""(() => {{
+          let place = [...document.querySelectorAll('label')].find(one => one.innerText.startsWith({json.dumps(label)}));
+          while (!place.querySelector('input')) place = place.parentElement;
+          place.querySelector('input').focus();
+        }})()""")
+        self._send("Input.insertText", text=value)
+
     def picture(self, file: Path) -> None:
         """What is seen, as PNG."""
         file.write_bytes(base64.b64decode(self._send("Page.captureScreenshot", format="png")["data"]))
