@@ -1,5 +1,7 @@
 """What every flow does first: open the workspace, look at the base, bring the data up to date, hold the chain against it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,13 +10,16 @@ from mathtune.errors import TrainingError
 from mathtune.figures import Forgetting
 from mathtune.recipe import Recipe
 from mathtune.stages import probes
+from mathtune.stages.evaluate import metrics_of
 from mathtune.stages.judge import Decision, check_decision
-from mathtune.stages.report import make_record
+from mathtune.stages.report import chain_so_far, make_record
 from mathtune.stages.train import open_chain
 from mathtune.store import Artifact
 from mathtune.workspace import Workspace, new_execution
 from storage import ArtifactStore, CheckpointStore
+from tasks.artifacts import show_chain
 from tasks.data import balance, check_base, download, leaks, prompt_leaks, split
+from tasks.outbox import open_outbox
 from tasks.results import evaluate, judge, probe, report, submit
 
 
@@ -67,6 +72,12 @@ class Run:
         if link.parent not in self.scores:
             self.evaluate(parent)
         judge(self.work, self.base, self.parts, link, self.scores[link.key], self.scores[link.parent], decision)
+        self.show_chain()
+
+    def show_chain(self) -> None:
+        """Shows on Prefect's page how far the chain is."""
+        base = metrics_of(self.work, self.scores[""], self.parts, self.data["download"]) if "" in self.scores else None
+        show_chain(chain_so_far(self.work, base))
 
     def submit(self, link: Link) -> None:
         """Predictions and, for a verifier, the submission from a link; why there is none is in the report, too."""
@@ -95,12 +106,16 @@ class Run:
         return probes.forgetting(self.work.recipe, self.links, asked)
 
 
-def open_workspace(recipe: Recipe, execution: str | None) -> Workspace:
-    """The workspace of one execution, in the stores that the recipe's blocks name, else in its folders."""
+@contextmanager
+def open_workspace(recipe: Recipe, execution: str | None) -> Iterator[Workspace]:
+    """The workspace of one execution, in the stores that the recipe's blocks name, else in its folders; within it, a flow's
+    artifacts are sent to Prefect."""
     storage = recipe.storage
     artifacts = ArtifactStore.load(storage.artifact_block).open() if storage.artifact_block else None
     chain = CheckpointStore.load(storage.checkpoint_block).open(recipe.chain) if storage.checkpoint_block else None
-    return Workspace(recipe, execution or new_execution(), artifacts, chain)
+    with Workspace(recipe, execution or new_execution(), artifacts, chain) as work:
+        with open_outbox(lambda text: work.emit("notice", text=text)):
+            yield work
 
 
 def prepare(work: Workspace, decision: Decision | None = None) -> Run:
@@ -112,6 +127,8 @@ def prepare(work: Workspace, decision: Decision | None = None) -> Run:
     run = Run(work, base, data, links, {link.key for link in links})
     if work.recipe.grpo and any(link.kind == "grpo" for link in links):
         run.check_prompts()
+    if links:
+        run.show_chain()
     return run
 
 
