@@ -3,9 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from prefect.settings import PREFECT_API_URL
+
 from mathtune.chain import Link
 from mathtune.errors import TrainingError
 from mathtune.figures import Forgetting
+from mathtune.gpus import Hold, hold_gpus
 from mathtune.recipe import Recipe
 from mathtune.stages import probes
 from mathtune.stages.judge import Decision, check_decision
@@ -16,6 +19,7 @@ from mathtune.workspace import Workspace, new_execution
 from storage import ArtifactStore, CheckpointStore
 from tasks.data import balance, check_base, download, leaks, prompt_leaks, split
 from tasks.results import evaluate, judge, probe, report, submit
+from tasks.slots import lease_gpus
 
 
 @dataclass
@@ -95,12 +99,17 @@ class Run:
         return probes.forgetting(self.work.recipe, self.links, asked)
 
 
-def open_workspace(recipe: Recipe, execution: str | None) -> Workspace:
-    """The workspace of one execution, in the stores that the recipe's blocks name, else in its folders."""
+def open_workspace(recipe: Recipe, execution: str | None, hold: Hold | None = None) -> Workspace:
+    """The workspace of one execution, in the stores that the recipe's blocks name, else in its folders.
+
+    Args:
+        hold: waits for the engine's GPUs; default: for their locks, and where a Prefect server is configured for its slots.
+    """
+    hold = hold or (lease_gpus if PREFECT_API_URL.value() else hold_gpus)
     storage = recipe.storage
     artifacts = ArtifactStore.load(storage.artifact_block).open() if storage.artifact_block else None
     chain = CheckpointStore.load(storage.checkpoint_block).open(recipe.chain) if storage.checkpoint_block else None
-    return Workspace(recipe, execution or new_execution(), artifacts, chain)
+    return Workspace(recipe, execution or new_execution(), artifacts, chain, hold)
 
 
 def prepare(work: Workspace, decision: Decision | None = None) -> Run:
