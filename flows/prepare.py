@@ -5,9 +5,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from prefect.settings import PREFECT_API_URL
+
 from mathtune.chain import Link
 from mathtune.errors import TrainingError
 from mathtune.figures import Forgetting
+from mathtune.gpus import Hold, hold_gpus
 from mathtune.recipe import Recipe
 from mathtune.stages import probes
 from mathtune.stages.evaluate import metrics_of
@@ -21,6 +24,7 @@ from tasks.artifacts import show_chain
 from tasks.data import balance, check_base, download, leaks, prompt_leaks, split
 from tasks.outbox import open_outbox
 from tasks.results import evaluate, judge, probe, report, submit
+from tasks.slots import lease_gpus
 
 
 @dataclass
@@ -107,13 +111,18 @@ class Run:
 
 
 @contextmanager
-def open_workspace(recipe: Recipe, execution: str | None) -> Iterator[Workspace]:
+def open_workspace(recipe: Recipe, execution: str | None, hold: Hold | None = None) -> Iterator[Workspace]:
     """The workspace of one execution, in the stores that the recipe's blocks name, else in its folders; within it, a flow's
-    artifacts are sent to Prefect."""
+    artifacts are sent to Prefect.
+
+    Args:
+        hold: waits for the engine's GPUs; default: for their locks, and where a Prefect server is configured for its slots.
+    """
+    hold = hold or (lease_gpus if PREFECT_API_URL.value() else hold_gpus)
     storage = recipe.storage
     artifacts = ArtifactStore.load(storage.artifact_block).open() if storage.artifact_block else None
     chain = CheckpointStore.load(storage.checkpoint_block).open(recipe.chain) if storage.checkpoint_block else None
-    with Workspace(recipe, execution or new_execution(), artifacts, chain) as work:
+    with Workspace(recipe, execution or new_execution(), artifacts, chain, hold) as work:
         with open_outbox(lambda text: work.emit("notice", text=text)):
             yield work
 
