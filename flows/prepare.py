@@ -6,6 +6,7 @@ from typing import Any
 from mathtune.chain import Link
 from mathtune.errors import TrainingError
 from mathtune.figures import Forgetting
+from mathtune.parent import end_with_named_parent
 from mathtune.recipe import Recipe
 from mathtune.stages import probes
 from mathtune.stages.judge import Decision, check_decision
@@ -97,6 +98,7 @@ class Run:
 
 def open_workspace(recipe: Recipe, execution: str | None) -> Workspace:
     """The workspace of one execution, in the stores that the recipe's blocks name, else in its folders."""
+    end_with_named_parent()  # a worker's run whose worker is killed saves and ends
     storage = recipe.storage
     artifacts = ArtifactStore.load(storage.artifact_block).open() if storage.artifact_block else None
     chain = CheckpointStore.load(storage.checkpoint_block).open(recipe.chain) if storage.checkpoint_block else None
