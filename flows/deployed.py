@@ -13,6 +13,7 @@ from pydantic import WithJsonSchema
 
 from flows import parts, pipeline, sweep
 from mathtune.errors import PoolUsedUp
+from mathtune.parent import end_with_named_parent
 from mathtune.recipe import Recipe
 from mathtune.recipe_file import load_recipe
 from mathtune.recipe_folder import named_file, recipe_files, sweep_files
@@ -125,5 +126,6 @@ def begin(recipe: str, overrides: tuple[str, ...]) -> Recipe:
 
 def take_secrets() -> None:
     """What every run does first."""
+    end_with_named_parent()
     check_attempts()
     load_secrets()

@@ -16,7 +16,7 @@ from flows.display import Display
 from flows.show import result_table
 from mathtune.errors import MachineError, MathtuneError
 from mathtune.exit_status import GIVEN_UP, SAVED
-from mathtune.parent import PARENT, end_with
+from mathtune.parent import end_with_named_parent
 from mathtune.recipe import Recipe
 from mathtune.workspace import RunFolder, new_execution
 
@@ -76,18 +76,14 @@ def heed_signals(events: Path) -> None:
     """Has this process end by ``stop_status`` at SIGTERM, which also stands for a closed terminal (but under nohup) and for
     the end of the process that started it as a part of its own (``mathtune.parent``)."""
 
-    def terminate(*_: object) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-
     def hang_up(*_: object) -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # shell and kernel both tell of a closed terminal; a save takes a while
-        terminate()
+        os.kill(os.getpid(), signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(stop_status(events)))  # Prefect passes the signal on once it has acted
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         signal.signal(signal.SIGHUP, hang_up)
-    if parent := os.environ.pop(PARENT, None):  # popped: it is not for the processes that this one starts
-        end_with(int(parent), terminate)
+    end_with_named_parent()
 
 
 def shield_server() -> None:

@@ -11,6 +11,7 @@ from mathtune.chain import Link
 from mathtune.errors import TrainingError
 from mathtune.figures import Forgetting
 from mathtune.gpus import Hold, hold_gpus
+from mathtune.parent import end_with_named_parent
 from mathtune.recipe import Recipe
 from mathtune.stages import probes
 from mathtune.stages.evaluate import metrics_of
@@ -118,6 +119,7 @@ def open_workspace(recipe: Recipe, execution: str | None, hold: Hold | None = No
     Args:
         hold: waits for the engine's GPUs; default: for their locks, and where a Prefect server is configured for its slots.
     """
+    end_with_named_parent()  # a worker's run whose worker is killed saves and ends
     hold = hold or (lease_gpus if PREFECT_API_URL.value() else hold_gpus)
     storage = recipe.storage
     artifacts = ArtifactStore.load(storage.artifact_block).open() if storage.artifact_block else None
