@@ -63,9 +63,7 @@ def supervise(console: Console, events: Path, title: str, flow: Callable[[], dic
             sys.exit(stop_status(events))
         except HTTPError as error:  # no stage lets one out: Prefect could not tell how the run ended
             forget_events()
-            raise own_error(error) or MachineError(
-                f"Prefect's server went away: {error}; all that was done is kept", where=title,
-                remedy=f"{SERVER_REMEDY}; the same command is then served from there") from error
+            raise own_error(error) or server_error(error, title) from error
         except RuntimeError as error:
             if "Failed to reach API" not in str(error):
                 raise
@@ -121,6 +119,17 @@ def forget_events() -> None:
     for worker in list(EventsWorker._instances.values()):
         with worker._queue.mutex:
             worker._queue.queue.clear()
+
+
+def server_error(error: Exception, title: str) -> MachineError:
+    """What to say where Prefect's server refused the run or went away; no stage needs it."""
+    from httpx import HTTPStatusError
+
+    if isinstance(error, HTTPStatusError) and error.response.status_code == 401:
+        return MachineError("the server does not accept this login; all that was done is kept", where=title,
+                            remedy="export PREFECT_API_AUTH_STRING=user:password, its PREFECT_SERVER_API_AUTH_STRING")
+    return MachineError(f"Prefect's server went away: {error}; all that was done is kept", where=title,
+                        remedy=f"{SERVER_REMEDY}; the same command is then served from there")
 
 
 def own_error(error: BaseException | None) -> MathtuneError | None:
