@@ -6,7 +6,6 @@ Every run is ``mathtune run`` as a person types it, in a process of its own, aga
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,17 +27,14 @@ from deployments.bootstrap import make_pool
 from flows import execute
 from mathtune.errors import ChainError
 from mathtune.recipe_file import dump_recipe
-from tests.conftest import VERIFIER_TEMPLATE
 from tests.hub_server import REPO, HubServer
+from tests.server_fixtures import CANARIES, PATIENCE, Run, World, start, until
 from tests.test_hub_source import FILES
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 NOBODY = "http://127.0.0.1:9"  # nothing listens there
-CANARIES = {"HF_TOKEN": "hf_canaryAAAAAAAAAAAAAAAAAAAAAAAAAAAA", "WANDB_API_KEY": "c0ffee" * 6 + "c0ff",
-            "AWS_SECRET_ACCESS_KEY": "canary/BBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBB"}
-PATIENCE = 120  # seconds, on a busy machine
 
 
 # `mathtune`, where the next chunk is tokenised ahead however short it is, and that is never done
@@ -51,109 +47,6 @@ ahead.WORTH_ROWS = 0
 ahead.tokenised = lambda *arguments: tokenised(*arguments) and time.sleep(600)
 cli.main()
 """
-
-
-def start(log: Path, *command: str, run: str = "-m", **options) -> subprocess.Popen:
-    """A Python module as a process whose output goes to a file."""
-    with open(log, "ab") as output:
-        return subprocess.Popen([sys.executable, run, *command], stdout=output, stderr=subprocess.STDOUT, **options)
-
-
-def until(condition, process: subprocess.Popen):
-    """What a condition gives once it gives something, while a process lives."""
-    for _ in range(PATIENCE * 50):
-        if found := condition():
-            return found
-        assert process.poll() is None, f"ended with {process.returncode} before"
-        time.sleep(0.02)
-    pytest.fail(f"nothing after {PATIENCE} s")
-
-
-class World:
-    """The folder below which every run of this module works, its Prefect server, and the environment of all."""
-
-    def __init__(self, folder: Path, base: Path):
-        self.folder, self.base, self.database = folder, base, folder / "prefect"
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = str(free.getsockname()[1])
-        self.url = f"http://127.0.0.1:{self.port}/api"
-        self.environment = {**os.environ, **CANARIES, "PREFECT_API_URL": self.url, "PREFECT_HOME": str(folder / "client"),
-                            "HF_HOME": str(folder / "hf"), "WANDB_DIR": str(folder), "COLUMNS": "200"}
-
-    def start_server(self) -> None:
-        self.server = start(self.folder / "server.log", "prefect", "server", "start", "--port", self.port,
-                            env={**self.environment, "PREFECT_HOME": str(self.database)}, start_new_session=True)
-        until(self._answers, self.server)
-
-    def kill_server(self) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self.server.pid, signal.SIGKILL)
-        self.server.wait()
-
-    def _answers(self) -> bool:
-        with suppress(httpx.TransportError):
-            return httpx.get(f"{self.url}/health", trust_env=False).is_success
-        return False
-
-    def states(self, name: str) -> list[str]:
-        """States of the flow runs of a recipe, in the order of their start."""
-        with temporary_settings({PREFECT_API_URL: self.url}), get_client(sync_client=True) as client:
-            runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=[name])),
-                                         sort=FlowRunSort.START_TIME_ASC)
-        return [run.state_name for run in runs]
-
-    def recipe(self, name: str, **changes) -> dict:
-        """Writes a small recipe: two chunks of 12 steps, a checkpoint after every second step."""
-        values = {
-            "name": name, "task": "verifier", "source": {"generator": {"rows": 600, "test_rows": 60, "seed": 3}},
-            "validation": {"rows": 60}, "chunks": {"size": 96, "end": 192}, "prompt": {"template": VERIFIER_TEMPLATE},
-            "model": {"base": str(self.base), "max_length": 192}, "lora": {"rank": 8, "alpha": 16, "dropout": 0.1},
-            "sft": {"learning_rate": 1e-4, "examples_per_step": 16, "save_every": 2, "epochs": 2},
-            "hardware": {"device": "cpu"}, "evaluation": {"words_rows": 20, "batch_size": 2},
-            "storage": {"root": str(self.folder / "store" / name), "runs": str(self.folder / "runs")}, **changes}
-        (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(values))
-        return values
-
-    def outcome(self, name: str) -> tuple[list[str], bytes]:
-        """Adapter digests of a finished chain, and the bytes of its submission."""
-        links = json.loads((self.folder / "runs" / name / "metrics.json").read_text())["links"]
-        return [link["adapter_digest"] for link in links], (self.folder / "runs" / name / "submission.csv").read_bytes()
-
-
-class Run:
-    """A ``mathtune`` command at work on the recipe of one name."""
-
-    def __init__(self, world: World, name: str, verb: str = "run", **environment: str):
-        self.executions = world.folder / "runs" / name / "executions"
-        self.before = set(self.executions.glob("*"))
-        self.log = world.folder / f"{name}-{len(self.before)}.log"
-        self.process = start(self.log, "flows.cli", verb, str(world.folder / f"{name}.yaml"), cwd=world.folder,
-                             env={**world.environment, **environment})
-
-    @property
-    def output(self) -> str:
-        return self.log.read_text()
-
-    @property
-    def events(self) -> list[dict]:
-        files = [folder / "events.jsonl" for folder in set(self.executions.glob("*")) - self.before]
-        lines = [line for file in files if file.is_file() for line in file.read_text().splitlines(keepends=True)]
-        return [json.loads(line) for line in lines if line.endswith("\n")]
-
-    def of(self, kind: str) -> list[dict]:
-        return [event for event in self.events if event["event"] == kind]
-
-    @property
-    def stages(self) -> dict[str, str]:
-        return {event["title"]: event["state"] for event in self.of("stage") if event["state"] != "started"}
-
-    def wait_for(self, kind: str, **fields) -> dict:
-        """An event, once it is there."""
-        return until(lambda: next((one for one in self.of(kind) if fields.items() <= one.items()), None), self.process)
-
-    def end(self) -> int:
-        return self.process.wait(PATIENCE)
 
 
 @pytest.fixture(scope="module")
