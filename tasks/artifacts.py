@@ -14,8 +14,8 @@ from prefect.artifacts import ImageArtifact, LinkArtifact, MarkdownArtifact, Tab
 
 from mathtune.report.accuracy_charts import accuracy_chart
 from mathtune.report.error_rows import error_rows
-from mathtune.report.markdown import link_rows
-from mathtune.report.words import last_evaluated, link_title
+from mathtune.report.markdown import figure, link_rows
+from mathtune.report.words import last_evaluated, link_title, trained, verdict
 from mathtune.run_record import RunRecord
 from mathtune.stages.report import Report
 from tasks.outbox import show
@@ -29,7 +29,7 @@ CHART_SIZE = 760, 380
 def show_chain(record: RunRecord) -> None:
     """The chain as it is: its links as a table, accuracy after each as a picture."""
     if rows := link_rows(record):
-        show(TableArtifact(key=artifact_key(LINKS, record.name), table=rows, description=f"Links of chain {record.chain}"))
+        show(TableArtifact(key=artifact_key(LINKS, record.name), table=rows, description=chain_text(record)))
     if chart := accuracy_chart(record, *CHART_SIZE):
         picture = "data:image/png;base64," + base64.b64encode(chart.png()).decode()
         show(ImageArtifact(key=artifact_key(ACCURACY, record.name), image_url=picture, description=chart.description))
@@ -39,7 +39,7 @@ def show_run(record: RunRecord, report: Report) -> None:
     """The chain, the report, the surest errors and the report's address."""
     show_chain(record)
     show(MarkdownArtifact(key=artifact_key(REPORT, record.name), markdown=report.markdown,
-                          description=f"Report of {record.name}"))
+                          description=verdict(record)))
     if rows := error_rows(report.errors):
         file = Path(report.page).absolute().with_name("errors.jsonl")
         whose = link_title(last_evaluated(record))
@@ -47,6 +47,13 @@ def show_run(record: RunRecord, report: Report) -> None:
             f"{len(rows):,} of the {len(report.errors):,} validation rows that {whose} has wrong, the surest first; "
             f"all of them: {file}")))
     show(report_link(record.name, Path(report.page).absolute()))
+
+
+def chain_text(record: RunRecord) -> str:
+    """How long the chain is and how good its end: what a list of artifacts shows of it."""
+    last = last_evaluated(record)
+    ended = f", after {link_title(last)} {figure(last.metrics.accuracy)} right" if last else ""
+    return f"Chain {record.chain}: {trained(record.links)}{ended}"
 
 
 def report_link(name: str, page: Path) -> LinkArtifact:

@@ -5,6 +5,7 @@ dangle (a deleted file still gives Cached) and a lost database would recompute e
 """
 
 import functools
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.logging import get_run_logger
+from prefect.logging import get_logger, get_run_logger
 from prefect.states import Completed, State
 
 from mathtune.errors import MachineError
@@ -60,8 +61,16 @@ def run_stage(work: Workspace, title: str, body: Callable[[], Outcome]) -> State
     work.seconds[title] = round(time.monotonic() - began, 3)
     state = "cached" if outcome.cached else "done"
     work.emit("stage", title=title, state=state, text=outcome.summary, seconds=work.seconds[title])
-    # Prefect logs the state with its message: the stage's one line
+    get_run_logger().info("%s: %s%s", title, outcome.summary, " (served)" if outcome.cached else "")
     return Completed(name="Cached" if outcome.cached else None, message=outcome.summary, data=outcome.value)
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    """Leaves out what Prefect logs when a task is done: what the stage's own line says, without its title."""
+    return record.levelno > logging.INFO or not str(record.msg).startswith("Finished in state")
+
+
+get_logger("prefect.task_runs").addFilter(is_news)
 
 
 @contextmanager

@@ -7,11 +7,11 @@ from mathtune.report.wrong_answers import kind_of
 
 SHOWN = 30
 TEXT_CHARACTERS = 120
-ANSWER_CHARACTERS = 40
+ANSWER_CHARACTERS = 30
 
 
 def error_rows(errors: list[dict[str, Any]], count: int = SHOWN) -> list[dict[str, str]]:
-    """A verifier's surest mistakes first; a solver's in their order.
+    """A verifier's surest mistakes first; a solver's in their order. The question stands last: a narrow window cuts it first.
 
     Args:
         errors: as ``build_report`` takes them.
@@ -24,15 +24,15 @@ def error_rows(errors: list[dict[str, Any]], count: int = SHOWN) -> list[dict[st
 
 
 def _verifier_row(error: dict[str, Any]) -> dict[str, str]:
-    return {"row": str(error["row_id"]), "question": _short(error["question"], TEXT_CHARACTERS),
-            "answer": _short(error["answer"], ANSWER_CHARACTERS), "it is": "right" if error["label"] else "wrong",
-            "P(True)": f"{error['p_true']:.3f}", "slices": _slices(error)}
+    return {"row": str(error["row_id"]), "P(True)": f"{error['p_true']:.3f}", "it is": "right" if error["label"] else "wrong",
+            "answer": _short(error["answer"], ANSWER_CHARACTERS), "slices": _slices(error),
+            "question": _short(error["question"], TEXT_CHARACTERS)}
 
 
 def _solver_row(error: dict[str, Any]) -> dict[str, str]:
-    return {"row": str(error["row_id"]), "question": _short(error["question"], TEXT_CHARACTERS),
-            "right answer": _short(error["gold"], ANSWER_CHARACTERS), "given": _short(error["given"], ANSWER_CHARACTERS),
-            "outcome": kind_of(error), "slices": _slices(error)}
+    return {"row": str(error["row_id"]), "outcome": kind_of(error), "given": _short(error["given"], ANSWER_CHARACTERS),
+            "right answer": _short(error["gold"], ANSWER_CHARACTERS), "slices": _slices(error),
+            "question": _short(error["question"], TEXT_CHARACTERS)}
 
 
 def _slices(error: dict[str, Any]) -> str:
