@@ -128,7 +128,7 @@ def prefect_deploy(content: dict[str, Any], home: Path) -> None:
 
 
 def make_automations(names: list[str]) -> Iterator[tuple[str, str]]:
-    """Makes both automations for these deployments. One that differs is set back; one that is disabled stays so.
+    """Makes the automations for these deployments. One that differs is set back; one that is disabled stays so.
 
     Yields:
         The name of each, and what was done to it.

@@ -19,7 +19,7 @@ from prefect.events.schemas.automations import Automation
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL
 
-from flows.automations import RESTART, ZOMBIE, automations, says
+from flows.automations import NAMES, automations, says
 from flows.deploy_file import differences, find_file, folder_of, read_file, wanted_deployments
 from flows.findings import Finding
 from mathtune.errors import MachineError
@@ -102,7 +102,7 @@ def _read(client: SyncPrefectClient) -> ServerState:
         blocks={block.get_block_type_slug(): document for block in BLOCKS
                 if (document := _document(client, block.get_block_type_slug(), BLOCK))},
         secrets=frozenset(name for name in SECRETS if _document(client, "secret", secret_block(name))),
-        automations={one.name: one for one in client.read_automations() if one.name in (ZOMBIE, RESTART)},
+        automations={one.name: one for one in client.read_automations() if one.name in NAMES},
         deployments=_deployments(client))
 
 
@@ -160,7 +160,7 @@ def check_blocks(state: ServerState) -> Finding:
 
 def check_automations(state: ServerState) -> Finding:
     """They are there, enabled, and hold for every deployment of the file."""
-    missing = [name for name in (ZOMBIE, RESTART) if name not in state.automations]
+    missing = [name for name in NAMES if name not in state.automations]
     if missing:
         return Finding("automations", False, "none of the name " + ", ".join(map(repr, missing)), BOOTSTRAP)
     if off := [name for name, one in state.automations.items() if not one.enabled]:
@@ -169,7 +169,7 @@ def check_automations(state: ServerState) -> Finding:
     ids = [state.deployments[name].id for name in _file_deployments(state) if name in state.deployments]
     if off := [one.name for one in automations(ids) if says(one) != says(state.automations[one.name])]:
         return Finding("automations", False, "not as they should be: " + ", ".join(map(repr, off)), BOOTSTRAP)
-    return Finding("automations", True, "silent runs are crashed, crashed runs start again")
+    return Finding("automations", True, "silent runs are crashed; crashed ones, and those that never began, start again")
 
 
 def check_deployments(state: ServerState) -> Finding:
