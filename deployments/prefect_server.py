@@ -32,7 +32,7 @@ async def waiting_session(begin_transaction: bool = False) -> AsyncIterator[Asyn
 
 
 def listening_first(load: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-    """``load_automations``, before whose first call, and so before any is looked at, the waits for a sign of life begin anew."""
+    """``load_automations``, before whose first call, before any is looked at, the waits for a sign of life begin anew."""
     begun = False
 
     async def begin_and_load(session: AsyncSession) -> None:

@@ -20,7 +20,7 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL
 
 from flows.automations import NAMES, automations, says
-from flows.deploy_file import differences, find_file, folder_of, read_file, wanted_deployments
+from flows.deploy_file import find_file, folder_of, read_file, unlike, wanted_deployments
 from flows.findings import Finding
 from mathtune.errors import MachineError
 from storage import ArtifactStore, CheckpointStore
@@ -182,7 +182,7 @@ def check_deployments(state: ServerState) -> Finding:
     if missing := [name for name in wanted if name not in state.deployments]:
         return Finding("deployments", False, "not deployed: " + ", ".join(missing), remedy)
     with chdir(home):  # a form offers the recipes of the folder
-        off = {name: found for name, values in wanted.items() if (found := differences(values, state.deployments[name]))}
+        off = {name: found for name, values in wanted.items() if (found := unlike(values, state.deployments[name]))}
     if off:
         seen = "; ".join(f"{name}: other {', '.join(found)}" for name, found in off.items())
         return Finding("deployments", False, seen, remedy)
