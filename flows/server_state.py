@@ -14,7 +14,7 @@ from httpx import HTTPError
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import WorkerFilter, WorkerFilterStatus
 from prefect.client.schemas.objects import BlockDocument, WorkPool
-from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.responses import DeploymentResponse, GlobalConcurrencyLimitResponse
 from prefect.events.schemas.automations import Automation
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL
@@ -31,6 +31,7 @@ BLOCK = "default"
 BLOCKS = {ArtifactStore: "artifacts", CheckpointStore: "chains"}  # and the folder of each below .mathtune/
 LEASES = "prefect.server.concurrency.lease_storage.filesystem"
 MEMORY = "prefect.server.concurrency.lease_storage.memory"
+GPU_LIMIT = "gpu:"  # how the name of a GPU's limit begins
 BOOTSTRAP = "python -m deployments.bootstrap"
 SERVER = "python -m deployments.server"
 
@@ -43,6 +44,7 @@ class ServerState:
     pools: dict[str, WorkPool]
     online: dict[str, int]  # workers of each pool
     blocks: dict[str, BlockDocument]  # the document of each of BLOCKS, by its type's slug
+    limits: dict[str, GlobalConcurrencyLimitResponse]  # one a GPU; the job that first uses a GPU makes its own
     secrets: frozenset[str]  # names of SECRETS whose block is there
     automations: dict[str, Automation]
     deployments: dict[str, DeploymentResponse]  # by full name
@@ -101,6 +103,7 @@ def _read(client: SyncPrefectClient) -> ServerState:
         online={name: len(client.read_workers_for_work_pool(name, worker_filter=online)) for name in pools},
         blocks={block.get_block_type_slug(): document for block in BLOCKS
                 if (document := _document(client, block.get_block_type_slug(), BLOCK))},
+        limits={one.name: one for one in client.read_global_concurrency_limits() if one.name.startswith(GPU_LIMIT)},
         secrets=frozenset(name for name in SECRETS if _document(client, "secret", secret_block(name))),
         automations={one.name: one for one in client.read_automations() if one.name in NAMES},
         deployments=_deployments(client))
@@ -124,8 +127,8 @@ def examine_server() -> list[Finding]:
         state = read_state()
     except MachineError as error:
         return [Finding("Prefect", False, f"{error.where}: {error.what}", error.remedy)]
-    checks: list[Callable[[ServerState], Finding]] = [check_leases, check_pool, check_worker, check_blocks, check_automations,
-                                                      check_deployments, check_secrets]
+    checks: list[Callable[[ServerState], Finding]] = [check_leases, check_pool, check_worker, check_blocks, check_limits,
+                                                      check_automations, check_deployments, check_secrets]
     return [Finding("Prefect", True, f"server at {api_url()} answers"), *(check(state) for check in checks)]
 
 
@@ -156,6 +159,16 @@ def check_blocks(state: ServerState) -> Finding:
     if missing:
         return Finding("blocks", False, "no document " + ", ".join(f"{slug}/{BLOCK}" for slug in missing), BOOTSTRAP)
     return Finding("blocks", True, ", ".join(document.data["root"] for document in state.blocks.values()))
+
+
+def check_limits(state: ServerState) -> Finding:
+    """A limit that somebody disabled keeps no two jobs apart, and one of 0 lets none begin."""
+    if off := [name for name, one in state.limits.items() if not one.active]:
+        return Finding("limits", False, "disabled: " + ", ".join(off), "; ".join(f"prefect gcl enable {name}" for name in off))
+    if off := [name for name, one in state.limits.items() if one.limit != 1]:
+        return Finding("limits", False, "not one job a GPU: " + ", ".join(off),
+                       "; ".join(f"prefect gcl update {name} --limit 1" for name in off))
+    return Finding("limits", True, f"{len(state.limits)} GPUs known, one job each")
 
 
 def check_automations(state: ServerState) -> Finding:

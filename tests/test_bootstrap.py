@@ -21,7 +21,7 @@ import yaml
 from prefect import Flow
 from prefect.blocks.system import Secret
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.events.schemas.events import Event, Resource
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
@@ -232,6 +232,9 @@ def test_doctor_sees_each_thing_that_is_missing(home, client, again):
     client.update_work_pool("gpu", WorkPoolUpdate(is_paused=True))
     assert bad() == {"pool": "prefect work-pool resume gpu"}
     client.update_work_pool("gpu", WorkPoolUpdate(is_paused=False))
+    client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name="gpu:here", limit=1, active=False))
+    assert bad() == {"limits": "prefect gcl enable gpu:here"}
+    client.delete_global_concurrency_limit_by_name("gpu:here")
     client.pause_automation(client.read_automations_by_name(ZOMBIE)[0].id)
     assert bad() == {"automations": f"prefect automation resume {ZOMBIE!r}"}
     client.resume_automation(client.read_automations_by_name(ZOMBIE)[0].id)
