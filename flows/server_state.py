@@ -151,7 +151,7 @@ def check_pool(state: ServerState) -> Finding:
 
 def check_worker(state: ServerState) -> Finding:
     count = state.online.get(state.pool, 0)
-    return Finding("worker", count > 0, f"{count} online", f"prefect worker start --pool {state.pool}")
+    return Finding("worker", count > 0, f"{count} online", f"python -m deployments.worker --pool {state.pool}")
 
 
 def check_blocks(state: ServerState) -> Finding:

@@ -223,7 +223,7 @@ def test_a_recipe_can_name_the_blocks(home, make_recipe, tmp_path):
 @pytest.mark.slow
 def test_doctor_sees_each_thing_that_is_missing(home, client, again):
     again()
-    assert bad() == {"worker": "prefect worker start --pool gpu"}
+    assert bad() == {"worker": "python -m deployments.worker --pool gpu"}
     client.send_worker_heartbeat("gpu", "here", heartbeat_interval_seconds=600)
     assert bad() == {}
 
