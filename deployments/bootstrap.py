@@ -21,11 +21,11 @@ from prefect.blocks.system import Secret
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import ObjectAlreadyExists
-from prefect.settings import PREFECT_UI_URL
+from prefect.settings import PREFECT_UI_URL, get_current_settings
 
 from deployments.command import run_command
 from flows.automations import automations, says
-from flows.deploy_file import differences, find_file, folder_of, missing_schedules, read_file, redeployable, wanted_deployments
+from flows.deploy_file import find_file, folder_of, read_file, redeployable, unlike, wanted_deployments
 from flows.server_state import BLOCK, BLOCKS, POOL, POOL_TYPE, api_url, check_leases, read_state
 from mathtune.errors import MachineError, UserError
 from storage import ArtifactStore, CheckpointStore
@@ -105,7 +105,7 @@ def outcome_of(wanted: dict[str, Any], found: Any, home: Path) -> str:
     """What is to be done to a deployment."""
     if found is None:
         return MADE
-    off = [*differences(wanted, found), *(f"schedule {one['slug']}" for one in missing_schedules(wanted, found))]
+    off = unlike(wanted, found)
     if (folder := folder_of(found)) and folder != home:
         off.append(f"folder, from {folder} to {home}")
     return f"{CHANGED}: {', '.join(off)}" if off else THERE
@@ -120,15 +120,17 @@ def prefect_deploy(content: dict[str, Any], home: Path) -> None:
     with tempfile.NamedTemporaryFile("w", prefix="mathtune-", suffix=".yaml") as file:
         yaml.safe_dump(content, file)
         file.flush()
+        settings = get_current_settings().to_environment_variables(exclude_unset=True)
         done = subprocess.run([sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", file.name],
-                              cwd=home, env={**os.environ, "MATHTUNE_HOME": str(home)}, capture_output=True, text=True)
+                              cwd=home, env={**os.environ, **settings, "MATHTUNE_HOME": str(home)},
+                              capture_output=True, text=True)
     if done.returncode:
         last = "\n".join((done.stdout + done.stderr).strip().splitlines()[-5:])
         raise MachineError(f"prefect deploy failed: {last}", where=str(home), remedy="mend it and run the same command again")
 
 
 def make_automations(names: list[str]) -> Iterator[tuple[str, str]]:
-    """Makes both automations for these deployments. One that differs is set back; one that is disabled stays so.
+    """Makes the automations for these deployments. One that differs is set back; one that is disabled stays so.
 
     Yields:
         The name of each, and what was done to it.
@@ -180,7 +182,7 @@ def main() -> None:
 
 
 def tell(what: str, outcome: str) -> None:
-    print(f"{what:<48} {outcome}", flush=True)
+    print(f"{what:<60} {outcome}", flush=True)
 
 
 if __name__ == "__main__":

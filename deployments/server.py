@@ -2,10 +2,10 @@
 
     python -m deployments.server [--host HOST] [--port PORT]
 
-It is ``prefect server start`` with leases that a restart keeps, without analytics, on the loopback address unless asked. Leases
-lie in the server's PREFECT_HOME: several server processes on one machine (with PostgreSQL) may share it; servers on several
-machines need a shared folder there, or prefect-redis's lease storage. Leaves out all that the server holds
-(``deployments.bootstrap``).
+It is ``prefect server start`` with leases that a restart keeps, without analytics, on the loopback address unless asked, and
+with automations that miss no event where the database is busy (``deployments.prefect_server``). Leases lie in the server's
+PREFECT_HOME: several server processes on one machine (with PostgreSQL) may share it; servers on several machines need a shared
+folder there, or prefect-redis's lease storage. Leaves out all that the server holds (``deployments.bootstrap``).
 """
 
 import argparse
@@ -57,9 +57,8 @@ def main() -> None:
     parser.add_argument("--host", default=PREFECT_SERVER_API_HOST.value())
     parser.add_argument("--port", type=int, default=PREFECT_SERVER_API_PORT.value())
     asked = parser.parse_args()
-    auth = PREFECT_SERVER_API_AUTH_STRING.value()
-    check_host(asked.host, bool(auth and auth.get_secret_value()))
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", asked.host, "--port", str(asked.port)]
+    check_host(asked.host, bool(PREFECT_SERVER_API_AUTH_STRING.value()))
+    command = [sys.executable, "-m", "deployments.prefect_server", "--host", asked.host, "--port", str(asked.port)]
     os.execve(sys.executable, command, {**SETTINGS, **os.environ})
 
 

@@ -1,4 +1,4 @@
-"""The two automations that bring back a run whose machine went away: silent → Crashed, and Crashed → Scheduled again.
+"""The automations that bring back a run whose machine went away: silent → Crashed, Crashed and never begun → Scheduled again.
 
 They hold for runs of the deployments that they are made for: a ``mathtune run`` in a terminal is never touched, nor are other
 people's deployments, whose heartbeats may be slower. The server keeps their timers in its database, so that they outlive
@@ -18,23 +18,26 @@ from tasks.deployment import ATTEMPTS
 
 HEARTBEAT = "prefect.flow-run.heartbeat"
 SILENT = timedelta(seconds=90)  # three heartbeats of prefect.yaml's 30 s
-LONGEST = timedelta(days=365)  # after which a run that crashes does not come back by itself
+UNBEGUN = timedelta(minutes=10)  # a flow begins some 10 s after its worker took it, or when its image has been pulled
+LONGEST = timedelta(days=30)  # after which a run that crashes does not come back by itself
 ZOMBIE = "mathtune: silent runs are crashed"
 RESTART = "mathtune: crashed runs start again"
+RESUBMIT = "mathtune: runs that never began start again"
+NAMES = (ZOMBIE, RESTART, RESUBMIT)
 
 
-def automations(deployments: Sequence[UUID], silent: timedelta = SILENT) -> list[AutomationCore]:
-    """Both, for the runs of some deployments."""
-    return [zombie(deployments, silent), restart(deployments)]
+def automations(deployments: Sequence[UUID]) -> list[AutomationCore]:
+    """All, for the runs of some deployments."""
+    return [zombie(deployments), restart(deployments), resubmit(deployments)]
 
 
-def zombie(deployments: Sequence[UUID], silent: timedelta) -> AutomationCore:
+def zombie(deployments: Sequence[UUID], silent: timedelta = SILENT) -> AutomationCore:
     """Marks a run that has sent a heartbeat and then neither another one nor an end state.
 
     A run that is being cancelled stays so: the server refuses Crashed. Any other change of its state ends the wait, and the
     next heartbeat begins it anew.
     """
-    states = ("Completed", "Failed", "Crashed", "Cancelled", "UsedUp", "Scheduled", "AwaitingRetry", "Pending", "Paused")
+    states = ("Completed", "Failed", "Crashed", "Cancelled", "Scheduled", "AwaitingRetry", "Pending", "Paused")
     return AutomationCore(
         name=ZOMBIE, description=f"No heartbeat for {silent.total_seconds():.0f} s: the machine or its network is gone.",
         trigger=EventTrigger(
@@ -56,6 +59,16 @@ def restart(deployments: Sequence[UUID]) -> AutomationCore:
         trigger=EventTrigger(**trigger, posture=Posture.Reactive, threshold=1, within=LONGEST,
                              after={"prefect.flow-run.Running"}, expect={"prefect.flow-run.Crashed"}),
         actions=[ChangeFlowRunState(state=StateType.SCHEDULED, message="crashed; it goes on from its checkpoint")])
+
+
+def resubmit(deployments: Sequence[UUID], unbegun: timedelta = UNBEGUN) -> AutomationCore:
+    """Has another worker take a run whose worker went away before the flow began; there was nothing to send a heartbeat."""
+    states = ("Running", "Scheduled", "AwaitingConcurrencySlot", "Completed", "Failed", "Crashed", "Cancelling", "Cancelled")
+    return AutomationCore(
+        name=RESUBMIT, description=f"Taken by a worker and not begun for {unbegun.total_seconds():.0f} s: the worker is gone.",
+        trigger=EventTrigger(**runs_of(deployments), posture=Posture.Proactive, threshold=1, within=unbegun,
+                             after={"prefect.flow-run.Pending"}, expect={f"prefect.flow-run.{state}" for state in states}),
+        actions=[ChangeFlowRunState(state=StateType.SCHEDULED, message="its worker never began it")])
 
 
 def runs_of(deployments: Sequence[UUID]) -> dict[str, Any]:

@@ -52,8 +52,12 @@ def wanted_deployments(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {f"{load_flow_from_entrypoint(one['entrypoint']).name}/{one['name']}": one for one in content["deployments"]}
 
 
-def differences(wanted: dict[str, Any], found: DeploymentResponse) -> list[str]:
-    """In what a server's deployment is another one than the file's, its folder and schedules apart."""
+def unlike(wanted: dict[str, Any], found: DeploymentResponse) -> list[str]:
+    """In what a server's deployment is another one than the file's, its folder apart."""
+    return _differences(wanted, found) + [f"schedule {slug}" for slug in _unfit_schedules(wanted, found)]
+
+
+def _differences(wanted: dict[str, Any], found: DeploymentResponse) -> list[str]:
     pool, limit = wanted.get("work_pool", {}), wanted.get("concurrency_limit")
     asked = limit if isinstance(limit, dict) else {"limit": limit}
     options, has = found.concurrency_options, found.global_concurrency_limit
@@ -71,10 +75,17 @@ def differences(wanted: dict[str, Any], found: DeploymentResponse) -> list[str]:
     return [name for name, (asked, has) in pairs.items() if asked != has]
 
 
-def missing_schedules(wanted: dict[str, Any], found: DeploymentResponse) -> list[dict[str, Any]]:
-    """The file's schedules that the server has none of that name for."""
-    there = {schedule.slug for schedule in found.schedules}
-    return [one for one in wanted.get("schedules") or [] if one["slug"] not in there]
+def _unfit_schedules(wanted: dict[str, Any], found: DeploymentResponse) -> list[str]:
+    """Names of the file's schedules that the server lacks, or whose parameters it lost.
+
+    Prefect empties a schedule's parameters at each change that does not name them: where it is turned on or off, too.
+    """
+    has = {schedule.slug: schedule.parameters for schedule in found.schedules}
+    return [slug for slug, parameters in _parameters(wanted).items() if slug not in has or (parameters and not has[slug])]
+
+
+def _parameters(wanted: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {one["slug"]: one.get("parameters") or {} for one in wanted.get("schedules") or []}
 
 
 def folder_of(found: DeploymentResponse) -> Path | None:
@@ -89,6 +100,8 @@ def redeployable(wanted: dict[str, Any], found: DeploymentResponse | None) -> di
     """The deployment as ``prefect deploy`` is to be told it: with the schedules that the server has as they are there."""
     if found is None:
         return wanted
+    asked = _parameters(wanted)
     kept = [{**one.schedule.model_dump(mode="json", exclude_none=True), "slug": one.slug, "active": one.active,
-             "parameters": one.parameters} for one in found.schedules]
-    return {**wanted, "schedules": kept + missing_schedules(wanted, found)}
+             "parameters": one.parameters or asked.get(one.slug, {})} for one in found.schedules]
+    there = {one.slug for one in found.schedules}
+    return {**wanted, "schedules": kept + [one for one in wanted.get("schedules") or [] if one["slug"] not in there]}

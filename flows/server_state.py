@@ -14,13 +14,13 @@ from httpx import HTTPError
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import WorkerFilter, WorkerFilterStatus
 from prefect.client.schemas.objects import BlockDocument, WorkPool
-from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.responses import DeploymentResponse, GlobalConcurrencyLimitResponse
 from prefect.events.schemas.automations import Automation
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL
 
-from flows.automations import RESTART, ZOMBIE, automations, says
-from flows.deploy_file import differences, find_file, folder_of, read_file, wanted_deployments
+from flows.automations import NAMES, automations, says
+from flows.deploy_file import find_file, folder_of, read_file, unlike, wanted_deployments
 from flows.findings import Finding
 from mathtune.errors import MachineError
 from storage import ArtifactStore, CheckpointStore
@@ -31,6 +31,7 @@ BLOCK = "default"
 BLOCKS = {ArtifactStore: "artifacts", CheckpointStore: "chains"}  # and the folder of each below .mathtune/
 LEASES = "prefect.server.concurrency.lease_storage.filesystem"
 MEMORY = "prefect.server.concurrency.lease_storage.memory"
+GPU_LIMIT = "gpu:"  # how the name of a GPU's limit begins
 BOOTSTRAP = "python -m deployments.bootstrap"
 SERVER = "python -m deployments.server"
 
@@ -43,6 +44,7 @@ class ServerState:
     pools: dict[str, WorkPool]
     online: dict[str, int]  # workers of each pool
     blocks: dict[str, BlockDocument]  # the document of each of BLOCKS, by its type's slug
+    limits: dict[str, GlobalConcurrencyLimitResponse]  # one a GPU; the job that first uses a GPU makes its own
     secrets: frozenset[str]  # names of SECRETS whose block is there
     automations: dict[str, Automation]
     deployments: dict[str, DeploymentResponse]  # by full name
@@ -101,8 +103,9 @@ def _read(client: SyncPrefectClient) -> ServerState:
         online={name: len(client.read_workers_for_work_pool(name, worker_filter=online)) for name in pools},
         blocks={block.get_block_type_slug(): document for block in BLOCKS
                 if (document := _document(client, block.get_block_type_slug(), BLOCK))},
+        limits={one.name: one for one in client.read_global_concurrency_limits() if one.name.startswith(GPU_LIMIT)},
         secrets=frozenset(name for name in SECRETS if _document(client, "secret", secret_block(name))),
-        automations={one.name: one for one in client.read_automations() if one.name in (ZOMBIE, RESTART)},
+        automations={one.name: one for one in client.read_automations() if one.name in NAMES},
         deployments=_deployments(client))
 
 
@@ -124,8 +127,8 @@ def examine_server() -> list[Finding]:
         state = read_state()
     except MachineError as error:
         return [Finding("Prefect", False, f"{error.where}: {error.what}", error.remedy)]
-    checks: list[Callable[[ServerState], Finding]] = [check_leases, check_pool, check_worker, check_blocks, check_automations,
-                                                      check_deployments, check_secrets]
+    checks: list[Callable[[ServerState], Finding]] = [check_leases, check_pool, check_worker, check_blocks, check_limits,
+                                                      check_automations, check_deployments, check_secrets]
     return [Finding("Prefect", True, f"server at {api_url()} answers"), *(check(state) for check in checks)]
 
 
@@ -148,7 +151,7 @@ def check_pool(state: ServerState) -> Finding:
 
 def check_worker(state: ServerState) -> Finding:
     count = state.online.get(state.pool, 0)
-    return Finding("worker", count > 0, f"{count} online", f"prefect worker start --pool {state.pool}")
+    return Finding("worker", count > 0, f"{count} online", f"python -m deployments.worker --pool {state.pool}")
 
 
 def check_blocks(state: ServerState) -> Finding:
@@ -158,9 +161,19 @@ def check_blocks(state: ServerState) -> Finding:
     return Finding("blocks", True, ", ".join(document.data["root"] for document in state.blocks.values()))
 
 
+def check_limits(state: ServerState) -> Finding:
+    """A limit that somebody disabled keeps no two jobs apart, and one of 0 lets none begin."""
+    if off := [name for name, one in state.limits.items() if not one.active]:
+        return Finding("limits", False, "disabled: " + ", ".join(off), "; ".join(f"prefect gcl enable {name}" for name in off))
+    if off := [name for name, one in state.limits.items() if one.limit != 1]:
+        return Finding("limits", False, "not one job a GPU: " + ", ".join(off),
+                       "; ".join(f"prefect gcl update {name} --limit 1" for name in off))
+    return Finding("limits", True, f"{len(state.limits)} GPUs known, one job each")
+
+
 def check_automations(state: ServerState) -> Finding:
     """They are there, enabled, and hold for every deployment of the file."""
-    missing = [name for name in (ZOMBIE, RESTART) if name not in state.automations]
+    missing = [name for name in NAMES if name not in state.automations]
     if missing:
         return Finding("automations", False, "none of the name " + ", ".join(map(repr, missing)), BOOTSTRAP)
     if off := [name for name, one in state.automations.items() if not one.enabled]:
@@ -169,7 +182,7 @@ def check_automations(state: ServerState) -> Finding:
     ids = [state.deployments[name].id for name in _file_deployments(state) if name in state.deployments]
     if off := [one.name for one in automations(ids) if says(one) != says(state.automations[one.name])]:
         return Finding("automations", False, "not as they should be: " + ", ".join(map(repr, off)), BOOTSTRAP)
-    return Finding("automations", True, "silent runs are crashed, crashed runs start again")
+    return Finding("automations", True, "silent runs are crashed; crashed ones, and those that never began, start again")
 
 
 def check_deployments(state: ServerState) -> Finding:
@@ -182,7 +195,7 @@ def check_deployments(state: ServerState) -> Finding:
     if missing := [name for name in wanted if name not in state.deployments]:
         return Finding("deployments", False, "not deployed: " + ", ".join(missing), remedy)
     with chdir(home):  # a form offers the recipes of the folder
-        off = {name: found for name, values in wanted.items() if (found := differences(values, state.deployments[name]))}
+        off = {name: found for name, values in wanted.items() if (found := unlike(values, state.deployments[name]))}
     if off:
         seen = "; ".join(f"{name}: other {', '.join(found)}" for name, found in off.items())
         return Finding("deployments", False, seen, remedy)

@@ -55,7 +55,7 @@ def test_only_the_engines_modules_import_torch(room, path):
             assert parts[1] not in COMPUTE, f"{path} imports mathtune.{parts[1]}, which imports torch"
 
 
-@pytest.mark.parametrize("module", ["flows.deployed", "flows.cli", "flows.plan", "flows.doctor",
+@pytest.mark.parametrize("module", ["flows.deployed", "flows.cli", "flows.plan", "flows.doctor", "flows.server_state",
                                     "deployments.bootstrap"])
 def test_the_control_plane_starts_without_torch(module):
     code = f"import {module}, sys; assert not {HEAVY!r} & set(sys.modules), {HEAVY!r} & set(sys.modules)"

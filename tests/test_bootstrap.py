@@ -1,0 +1,360 @@
+"""A server made ready by one command, again and again, and what doctor says of it; the automations on a real server."""
+
+import importlib
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from uuid import UUID
+
+import httpx
+import pytest
+import yaml
+from prefect import Flow
+from prefect.blocks.system import Secret
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.events.schemas.events import Event, Resource
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+from prefect.states import Cancelling, Completed, Crashed, Pending, Running, State
+
+from deployments import bootstrap
+from deployments.server import check_host
+from flows.automations import HEARTBEAT, RESTART, ZOMBIE, restart, resubmit, zombie
+from flows.doctor import check_prefect
+from flows.prepare import open_workspace
+from flows.server_state import MEMORY, check_leases, read_state
+from mathtune.errors import MachineError, UserError
+from storage import ArtifactStore, CheckpointStore
+from tasks.deployment import ATTEMPTS
+
+ROOT = Path(__file__).parents[1]
+LOGIN = "team:planted-password"
+TOKEN = "hf_plantedAAAAAAAAAAAAAAAAAAAAAAAAAA"
+PATIENCE = 120  # seconds, on a busy machine
+
+
+def test_a_block_opens_its_store_without_a_server(tmp_path):
+    store = ArtifactStore(root=str(tmp_path / "artifacts")).open()
+    made = store.get_or_build("stage", "key", lambda folder: (folder / "x").write_text("x") and {})
+    assert made.folder == tmp_path / "artifacts" / "stage" / "key"
+    assert CheckpointStore(root=str(tmp_path / "chains")).open("c").links() == []
+    assert CheckpointStore().root == ".mathtune/chains"
+
+
+def test_every_deployment_names_a_flow_that_is_there():
+    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    assert len(deployments) == 11
+    for deployment in deployments:
+        module, _, name = deployment["entrypoint"].rpartition(".")
+        flow = getattr(importlib.import_module(module), name)
+        assert isinstance(flow, Flow) and deployment.get("parameters", {}).keys() <= flow.parameters.properties.keys()
+
+
+@pytest.mark.parametrize(("host", "secret", "refused"), [
+    ("127.0.0.1", False, False), ("localhost", False, False), ("::1", False, False), ("0.0.0.0", False, True),
+    ("::", False, True), ("192.0.2.7", False, True), ("0.0.0.0", True, False)])
+def test_a_server_that_others_reach_asks_for_a_password(host, secret, refused):
+    if not refused:
+        return check_host(host, secret)
+    with pytest.raises(MachineError, match="PREFECT_SERVER_API_AUTH_STRING"):
+        check_host(host, secret)
+
+
+def test_without_a_server_there_is_nothing_to_make(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["bootstrap", "--home", str(tmp_path)])
+    monkeypatch.chdir(tmp_path)
+    for url, message in ((None, "no Prefect server is configured"), ("http://127.0.0.1:9/api", "does not answer")):
+        with temporary_settings({PREFECT_API_URL: url}), pytest.raises(MachineError, match=message) as caught:
+            bootstrap.main()
+        assert "python -m deployments.server" in caught.value.remedy
+
+
+def test_a_secret_is_one_that_runs_take_and_is_set(monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    for variable, message in (("PATH", "no run takes"), ("HF_TOKEN", "is not set")):
+        with pytest.raises(UserError, match=message):
+            bootstrap.save_secret(variable)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A server with authentication, begun as a person begins it: the folder of its runs, and what bootstrap printed."""
+    folder = tmp_path_factory.mktemp("team")
+    home = folder / "home"
+    home.mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    url = f"http://127.0.0.1:{port}/api"
+    environment = {**os.environ, "PREFECT_HOME": str(folder / "server"), "PREFECT_SERVER_API_AUTH_STRING": LOGIN}
+    with open(folder / "server.log", "wb") as log:
+        process = subprocess.Popen([sys.executable, "-m", "deployments.server", "--port", port], cwd=ROOT, env=environment,
+                                   stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        wait_for(lambda: answers(url), process)
+        client = {**os.environ, "PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": LOGIN, "HF_TOKEN": TOKEN,
+                  "PREFECT_HOME": str(folder / "client"), "PYTHONPATH": str(ROOT)}
+        first = subprocess.run([sys.executable, "-m", "deployments.bootstrap", "--home", "home", "--secret", "HF_TOKEN"],
+                               cwd=folder, env=client, capture_output=True, text=True, timeout=PATIENCE)
+        with temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: LOGIN}):
+            yield home, first
+        process.send_signal(signal.SIGTERM)  # reaches Prefect itself
+        process.wait(PATIENCE)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def answers(url: str) -> bool:
+    with suppress(httpx.TransportError):
+        return httpx.get(f"{url}/health", trust_env=False).is_success
+    return False
+
+
+def wait_for(condition, process: subprocess.Popen | None = None):
+    """What a condition gives once it gives something."""
+    for _ in range(PATIENCE * 10):
+        if found := condition():
+            return found
+        assert process is None or process.poll() is None, "the server ended"
+        time.sleep(0.1)
+    pytest.fail(f"nothing after {PATIENCE} s")
+
+
+@pytest.fixture
+def home(server):
+    return server[0]
+
+
+@pytest.fixture
+def client(server):
+    with get_client(sync_client=True) as found:
+        yield found
+
+
+@pytest.fixture
+def again(home, monkeypatch, capsys):
+    """Runs bootstrap once more: what it said of each thing."""
+
+    def run(*arguments: str) -> dict[str, str]:
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, "argv", ["bootstrap", "--home", str(home), *arguments])
+        bootstrap.main()
+        lines = capsys.readouterr().out.partition("\n\nnext")[0].splitlines()
+        return {line[:60].strip(): line[60:].strip() for line in lines}
+
+    return run
+
+
+def everything(client: SyncPrefectClient) -> list[list[dict]]:
+    """All that is on the server, with ids and times of change."""
+    found = (client.read_work_pools(), client.read_block_types(), client.read_block_documents(), client.read_automations(),
+             client.read_deployments(), client.read_flows(), client.read_global_concurrency_limits())
+    return [sorted((one.model_dump(mode="json") for one in many), key=lambda one: one["id"]) for many in found]
+
+
+@pytest.mark.slow
+def test_the_first_time_makes_all_and_the_second_changes_nothing(server, client, again, monkeypatch):
+    home, first = server
+    assert first.returncode == 0, first.stderr
+    lines = first.stdout.partition("\n\nnext")[0].splitlines()
+    assert len(lines) == 19 and all(line.endswith(" made") for line in lines[:-1]) and "kept (filesystem)" in lines[-1]
+    assert "python -m deployments.worker --pool gpu" in first.stdout and TOKEN not in first.stdout + first.stderr
+    assert Secret.load("hf-token").get() == TOKEN
+    before = everything(client)
+    assert [len(many) for many in (before[0], before[3], before[4])] == [1, 3, 11]
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    said = again("--secret", "HF_TOKEN")
+    assert {outcome.partition(":")[0] for outcome in said.values()} == {"is there", "kept (filesystem)"}
+    assert everything(client) == before
+
+
+@pytest.mark.slow
+def test_what_people_decided_stays_and_what_differs_is_set_back(home, client, again):
+    nightly = client.read_deployment_by_name("train-range/demo")
+    schedule = nightly.schedules[0]
+    client.update_deployment_schedule(nightly.id, schedule.id, active=True, schedule=CronSchedule(cron="30 3 * * *"))
+    client.update_work_pool("gpu", WorkPoolUpdate(concurrency_limit=3))
+    other = client.read_deployment_by_name("evaluate/demo")
+    for one in (nightly, other):
+        client.request("PATCH", "/deployments/{id}", path_params={"id": one.id},
+                       json={"parameters": {"recipe": "gone"}, "enforce_parameter_schema": False})
+    crashed = client.read_automations_by_name(RESTART)[0]
+    client.pause_automation(crashed.id)
+    silent = client.read_automations_by_name(ZOMBIE)[0]
+    client.update_automation(silent.id, zombie([nightly.id], timedelta(seconds=600)))
+    said = again()
+    assert said["deployment evaluate/demo"] == "changed: parameters"
+    assert said["deployment train-range/demo"] == "changed: parameters, schedule nightly"  # Prefect had emptied its parameters
+    assert said["deployment pipeline/demo"] == "is there"
+    assert said[f"automation {ZOMBIE!r}"] == "changed" and "prefect automation resume" in said[f"automation {RESTART!r}"]
+    found = client.read_deployment_by_name("train-range/demo")
+    assert (found.id, found.parameters) == (nightly.id, {"recipe": "demo"})
+    assert [(one.id, one.slug, one.active, one.schedule.cron, one.parameters) for one in found.schedules] == [
+        (schedule.id, "nightly", True, "30 3 * * *", {"next": 1200})]
+    assert client.read_work_pool("gpu").concurrency_limit == 3
+    assert not client.read_automation(crashed.id).enabled
+    assert client.read_automation(silent.id).trigger.within == timedelta(seconds=90)
+    client.resume_automation(crashed.id)
+    assert set(again().values()) <= {"is there", "kept (filesystem)", f"is there: {home}/.mathtune/artifacts",
+                                     f"is there: {home}/.mathtune/chains"}
+
+
+@pytest.mark.slow
+def test_a_recipe_can_name_the_blocks(home, make_recipe, tmp_path):
+    recipe = make_recipe(storage={"runs": str(tmp_path / "runs"), "root": str(tmp_path / "unused"),
+                                  "artifact_block": "default", "checkpoint_block": "default"})
+    with open_workspace(recipe, "x") as work:
+        assert work.artifacts.folders.root == home / ".mathtune" / "artifacts"
+        assert (work.chain.folders.root, work.chain.name) == (home / ".mathtune" / "chains", "small")
+
+
+@pytest.mark.slow
+def test_doctor_sees_each_thing_that_is_missing(home, client, again):
+    again()
+    assert bad() == {"worker": "python -m deployments.worker --pool gpu"}
+    client.send_worker_heartbeat("gpu", "here", heartbeat_interval_seconds=600)
+    assert bad() == {}
+
+    with temporary_settings({PREFECT_API_AUTH_STRING: "team:wrong"}):
+        assert "PREFECT_API_AUTH_STRING" in bad()["Prefect"]
+    client.update_work_pool("gpu", WorkPoolUpdate(is_paused=True))
+    assert bad() == {"pool": "prefect work-pool resume gpu"}
+    client.update_work_pool("gpu", WorkPoolUpdate(is_paused=False))
+    client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name="gpu:here", limit=1, active=False))
+    assert bad() == {"limits": "prefect gcl enable gpu:here"}
+    client.delete_global_concurrency_limit_by_name("gpu:here")
+    client.pause_automation(client.read_automations_by_name(ZOMBIE)[0].id)
+    assert bad() == {"automations": f"prefect automation resume {ZOMBIE!r}"}
+    client.resume_automation(client.read_automations_by_name(ZOMBIE)[0].id)
+
+    fix = "python -m deployments.bootstrap"
+    document = client.read_block_document_by_name("default", "mathtune-artifact-store")
+    client.delete_block_document(document.id)
+    assert bad() == {"blocks": fix}
+    deployment = client.read_deployment_by_name("submit/demo")
+    client.request("PATCH", "/deployments/{id}", path_params={"id": deployment.id}, json={"entrypoint": "flows.old.submit"})
+    assert bad() == {"blocks": fix, "deployments": f"{fix} --home {home}"}
+    client.delete_deployment(deployment.id)
+    assert bad().keys() == {"blocks", "deployments", "automations"}
+    client.delete_automation(client.read_automations_by_name(RESTART)[0].id)
+    assert bad()["automations"] == fix
+    again()
+    assert bad() == {}
+
+    assert not check_leases(replace(read_state(), lease_storage=MEMORY)).good
+    home.rename(home.with_name("away"))
+    assert bad() == {"deployments": f"{fix} --home FOLDER"}
+    home.with_name("away").rename(home)
+    client.delete_work_pool("gpu")
+    assert bad()["pool"] == fix
+    again()
+    assert bad().keys() == {"worker"}
+
+
+def bad() -> dict[str, str]:
+    """What doctor finds fault with, and its remedies."""
+    return {finding.about: finding.remedy for finding in check_prefect() if not finding.good}
+
+
+class Runs:
+    """Runs of one deployment, whose states are told as a worker and a flow tell them."""
+
+    def __init__(self, client: SyncPrefectClient, name: str):
+        self.client = client
+        with suppress(Exception):
+            client.create_work_pool(WorkPoolCreate(name="probe", type="process"))
+        self.deployment = client.create_deployment(client.create_flow_from_name("probe"), name, work_pool_name="probe",
+                                                   entrypoint="nobody.runs_it")
+
+    def begin(self, *states: State) -> UUID:
+        run = self.client.create_flow_run_from_deployment(self.deployment).id
+        self.tell(run, *states)
+        return run
+
+    def tell(self, run: UUID, *states: State) -> None:
+        for state in states:
+            self.client.set_flow_run_state(run, state)
+
+    def state(self, run: UUID) -> str:
+        return self.client.read_flow_run(run).state.type.value
+
+    def comes_back(self, run: UUID) -> None:
+        wait_for(lambda: self.state(run) == "SCHEDULED")
+
+    def beat(self, run: UUID) -> None:
+        event = Event(event=HEARTBEAT, resource=Resource({"prefect.resource.id": f"prefect.flow-run.{run}"}), related=[
+            {"prefect.resource.id": f"prefect.deployment.{self.deployment}", "prefect.resource.role": "deployment"}])
+        self.client.request("POST", "/events", json=[event.model_dump(mode="json")]).raise_for_status()
+
+
+@pytest.mark.slow
+def test_a_crashed_run_starts_again_if_it_had_begun_and_not_for_ever(client):
+    runs = Runs(client, "restarted")
+    client.create_automation(restart([runs.deployment]).model_copy(update={"name": "restart, here"}))
+    never = runs.begin(Pending(), Crashed())
+    done = runs.begin(Pending(), Running(), Completed())
+    run = runs.begin(Pending(), Running(), Crashed())
+    runs.comes_back(run)
+    runs.tell(run, Pending(), Crashed())  # its folder is gone
+    loop = runs.begin()
+    for _ in range(ATTEMPTS):
+        runs.tell(loop, Pending(), Running(), Crashed())
+        runs.comes_back(loop)
+    runs.tell(loop, Pending(), Running(), Crashed())
+    last = runs.begin(Pending(), Running(), Crashed())
+    runs.comes_back(last)  # events are dealt with one after the other: the ones before had their turn
+    assert [runs.state(one) for one in (never, done, run, loop)] == ["CRASHED", "COMPLETED", "CRASHED", "CRASHED"]
+
+
+@pytest.mark.slow
+def test_no_crash_is_missed_while_others_write_to_the_database(home, client):
+    runs = Runs(client, "busy")
+    client.create_automation(restart([runs.deployment]).model_copy(update={"name": "restart, busy"}))
+    begun = [runs.begin(Pending(), Running()) for _ in range(5)]
+    over = threading.Event()
+    writer = threading.Thread(target=write_all_the_time, args=(home.parent / "server" / "prefect.db", over))
+    writer.start()
+    try:
+        for run in begun:
+            runs.tell(run, Crashed())
+        for run in begun:
+            runs.comes_back(run)
+    finally:
+        over.set()
+        writer.join()
+
+
+def write_all_the_time(database: Path, over: threading.Event) -> None:
+    connection = sqlite3.connect(database, timeout=60, isolation_level=None)
+    while not over.wait(0.001):
+        connection.execute("UPDATE work_pool SET description = description")
+    connection.close()
+
+
+@pytest.mark.slow
+def test_silent_runs_and_those_that_never_began_are_brought_back_and_others_are_not(client):
+    runs, short = Runs(client, "silent"), timedelta(seconds=10)
+    for automation in (zombie([runs.deployment], short), resubmit([runs.deployment], short)):
+        client.create_automation(automation.model_copy(update={"name": f"{automation.name}, here"}))
+    taken = runs.begin(Pending())
+    done, cancelled, silent = (runs.begin(Pending(), Running()) for _ in range(3))
+    runs.tell(cancelled, Cancelling())
+    for run in (done, cancelled, silent):
+        runs.beat(run)
+    runs.tell(done, Completed())
+    runs.comes_back(taken)
+    wait_for(lambda: runs.state(silent) == "CRASHED")
+    assert client.read_flow_run(silent).state.message == "no heartbeat for 10 s"
+    assert [runs.state(one) for one in (done, cancelled)] == ["COMPLETED", "CANCELLING"]
