@@ -21,7 +21,9 @@ from typing import Any
 
 import anyio
 from anyio.abc import TaskStatus
+from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL
+from prefect.states import Scheduled
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 
 from mathtune.exit_status import GIVEN_UP
@@ -61,13 +63,22 @@ class SavingWorker(ProcessWorker):
     async def get_and_submit_flow_runs(self) -> list[Any]:
         return [] if self._stopping else await super().get_and_submit_flow_runs()
 
-    async def run(self, flow_run: Any, configuration: ProcessJobConfiguration,
+    async def run(self, flow_run: FlowRun, configuration: ProcessJobConfiguration,
                   task_status: TaskStatus[int] | None = None) -> ProcessWorkerResult:
         status = _Noted(task_status, self._processes)
         try:
-            return await super().run(flow_run, configuration, status)
+            result = await super().run(flow_run, configuration, status)
         finally:
             self._processes.discard(status.pid)
+        return await self._give_back(flow_run, result) if self._stopping else result
+
+    async def _give_back(self, flow_run: FlowRun, result: ProcessWorkerResult) -> ProcessWorkerResult:
+        """Has a run that was stopped before its flow began wait for another worker: the automation leaves such ones Crashed."""
+        found = await self.client.read_flow_run(flow_run.id)
+        if found.run_count > flow_run.run_count or not found.state or not found.state.is_crashed():
+            return result
+        await self.client.set_flow_run_state(flow_run.id, Scheduled(message="its worker was stopped"), force=True)
+        return result.model_copy(update={"status_code": 0})  # Prefect would have it Crashed once more
 
     async def stop_runs(self) -> None:
         """Takes no more runs, has those at work save and end, and waits for them, so long as ``STOP_SECONDS``."""
