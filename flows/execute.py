@@ -3,16 +3,18 @@
 import json
 import os
 import signal
-import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from pkgutil import resolve_name
 from typing import Any
 
 from rich.console import Console
 
+from flows import BEGAN
 from flows.display import Display
+from flows.local_server import local_server
 from flows.show import result_table
 from mathtune.errors import MachineError, MathtuneError
 from mathtune.exit_status import GIVEN_UP, SAVED
@@ -20,9 +22,8 @@ from mathtune.parent import end_with_named_parent
 from mathtune.recipe import Recipe
 from mathtune.workspace import RunFolder, new_execution
 
-# Without a server of the user's own, Prefect starts one in process; its first start writes the database (about 20 s).
+# For a server that is the run's own (flows.local_server): nobody looks at its logs.
 QUIET_PREFECT = {
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_CLI_WRAP_LINES": "false",
@@ -34,16 +35,32 @@ PATIENCE = {"PREFECT_CLIENT_MAX_RETRIES": "4", "PREFECT_LOGGING_INTERNAL_LEVEL":
 SERVER_REMEDY = "prefect server start, or unset PREFECT_API_URL"
 
 
-def execute(console: Console, flow: Callable[..., dict[str, Any]], recipe: Recipe, **parameters: Any) -> None:
-    """Runs a flow with a progress display and prints where the chain stands afterwards."""
+def execute(console: Console, flow: str, recipe: Recipe, **parameters: Any) -> None:
+    """Runs a flow with a progress display and prints where the chain stands afterwards.
+
+    Args:
+        console: where to print.
+        flow: its name, ``module:function``: it is imported while Prefect's server starts.
+        recipe: what to do.
+        parameters: of the flow.
+    """
     execution, folder = new_execution(), RunFolder(Path(recipe.storage.runs), recipe.name)
+    events = folder.execution(execution) / "events.jsonl"
     console.print(f"[bold]{recipe.name}[/]: {recipe.task}, chain {recipe.chain}, base {recipe.model.base}")
-    result = supervise(console, folder.execution(execution) / "events.jsonl", f"run {recipe.name}",
-                       lambda: flow(recipe, execution=execution, **parameters))
+    result = supervise(console, events, f"run {recipe.name}",
+                       lambda: resolve_name(flow)(recipe, execution=execution, **parameters))
     console.print(result_table(result["record"]))
     if result["record"]["submission"]:
         console.print(f"results     {folder.path}/", highlight=False)
     console.print(f"report      {result['report']}", highlight=False)
+    console.print(prefects_share(events, time.monotonic() - BEGAN), highlight=False)
+
+
+def prefects_share(events: Path, seconds: float) -> str:
+    """How much of a command's time was spent in no stage: Prefect's share at most, since imports of our own are in it."""
+    ended = [json.loads(line) for line in events.read_text().splitlines() if '"stage"' in line]
+    stages = sum(event.get("seconds", 0) for event in ended)
+    return f"Prefect     {seconds - stages:.1f} s of {seconds:.1f} s, all that was in no stage"
 
 
 def supervise(console: Console, events: Path, title: str, flow: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -55,17 +72,14 @@ def supervise(console: Console, events: Path, title: str, flow: Callable[[], dic
     from httpx import HTTPError
 
     heed_signals(events)
-    shield_server()
-    with Display(console, events):
+    with local_server(), Display(console, events):
         try:
             return flow()
         except KeyboardInterrupt:
             sys.exit(stop_status(events))
         except HTTPError as error:  # no stage lets one out: Prefect could not tell how the run ended
             forget_events()
-            raise own_error(error) or MachineError(
-                f"Prefect's server went away: {error}; all that was done is kept", where=title,
-                remedy=f"{SERVER_REMEDY}; the same command is then served from there") from error
+            raise own_error(error) or server_error(error, title) from error
         except RuntimeError as error:
             if "Failed to reach API" not in str(error):
                 raise
@@ -86,34 +100,6 @@ def heed_signals(events: Path) -> None:
     end_with_named_parent()
 
 
-def shield_server() -> None:
-    """Has Prefect's own server, a child in the terminal's foreground, end neither before the run nor after it.
-
-    Ctrl-C or a closed terminal would take the server before it could be told that the run was stopped: a blocked signal stays
-    blocked in the program that a process starts. And SIGKILL would leave it behind: ``flows.local_server`` looks to its parent.
-    """
-    from prefect.server.api import server
-
-    def start(arguments: list[str], **options: Any) -> subprocess.Popen:
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
-        try:
-            return subprocess.Popen([arguments[0], "-m", "flows.local_server", *arguments[3:]], **options)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-    def run_server(self: server.SubprocessASGIServer) -> subprocess.Popen:
-        server.subprocess = SimpleNamespace(Popen=lambda args, **options: start(args, **options),
-                                            TimeoutExpired=subprocess.TimeoutExpired)
-        try:
-            return run_uvicorn(self)
-        finally:
-            server.subprocess = subprocess
-
-    run_uvicorn = server.SubprocessASGIServer._run_uvicorn_command
-    if run_uvicorn.__name__ != run_server.__name__:
-        server.SubprocessASGIServer._run_uvicorn_command = run_server
-
-
 def forget_events() -> None:
     """Prefect's events that wait for a server that is away: it would try each for 7 s before it lets the process end."""
     from prefect.events.worker import EventsWorker
@@ -121,6 +107,17 @@ def forget_events() -> None:
     for worker in list(EventsWorker._instances.values()):
         with worker._queue.mutex:
             worker._queue.queue.clear()
+
+
+def server_error(error: Exception, title: str) -> MachineError:
+    """What to say where Prefect's server refused the run or went away; no stage needs it."""
+    from httpx import HTTPStatusError
+
+    if isinstance(error, HTTPStatusError) and error.response.status_code == 401:
+        return MachineError("the server does not accept this login; all that was done is kept", where=title,
+                            remedy="export PREFECT_API_AUTH_STRING=user:password, its PREFECT_SERVER_API_AUTH_STRING")
+    return MachineError(f"Prefect's server went away: {error}; all that was done is kept", where=title,
+                        remedy=f"{SERVER_REMEDY}; the same command is then served from there")
 
 
 def own_error(error: BaseException | None) -> MathtuneError | None:
