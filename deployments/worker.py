@@ -22,10 +22,11 @@ from typing import Any
 import anyio
 from anyio.abc import TaskStatus
 from prefect.client.schemas.objects import FlowRun
-from prefect.settings import PREFECT_API_URL
 from prefect.states import Scheduled
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 
+from deployments.command import run_command
+from flows.server_state import api_url
 from mathtune.exit_status import GIVEN_UP
 from mathtune.parent import PARENT
 
@@ -148,8 +149,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=1, help="runs at a time")
     parser.add_argument("--name", help="by which the server knows it; default: a new one")
     arguments = parser.parse_args()
-    if not PREFECT_API_URL.value():
-        sys.exit("PREFECT_API_URL is not set\n→ export PREFECT_API_URL=http://127.0.0.1:4200/api, or where the server is")
+    api_url()  # there is one
     os.environ[PARENT] = str(os.getpid())
     worker = SavingWorker(arguments.pool, arguments.limit, arguments.name)
     anyio.run(work, worker)
@@ -157,4 +157,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

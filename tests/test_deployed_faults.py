@@ -13,7 +13,6 @@ import sqlite3
 import subprocess
 import time
 from contextlib import closing, suppress
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -23,6 +22,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Cancelling
 
 from deployments.bootstrap import make_pool
 from flows.automations import automations
@@ -137,6 +137,13 @@ def server(tiny_base, tmp_path_factory):
             world.kill_server()
 
 
+@pytest.fixture
+def worker(server):
+    worker = server.worker()
+    yield worker
+    end_at_once(worker)
+
+
 @pytest.fixture(scope="module")
 def vanished(server):
     """A run whose machine went away in the middle of its training, long before the test that looks at it."""
@@ -195,27 +202,40 @@ def test_a_preempted_run_is_saved_and_goes_on_whoever_is_told_first(server, whol
     execution.ends("Completed", worker)
     assert execution.read().run_count == 5
     assert server.world.outcome("preempted") == whole
+    end_at_once(worker)
 
 
-def test_a_server_that_is_away_or_has_its_database_locked_is_waited_for(server, whole):
-    """The chunk is trained and the run ended meanwhile; it tells so as soon as it can, and is not started twice."""
-    away, worker = server.begin("away"), server.worker()
+def test_a_server_that_is_away_is_waited_for(server, worker, whole):
+    """Chunk, evaluation and submission are done meanwhile; the run tells so as soon as it can, and is not started twice."""
+    away = server.begin("away")
     away.trains(worker, 1)
     server.world.kill_server()
-    until(partial(away.of, "end"), worker)
+    until(lambda: any(one["title"] == "submit" and one["state"] == "done" for one in away.of("stage")), worker)
     server.world.start_server()
     away.ends("Completed", worker)
+    assert away.read().run_count == 1
+    assert server.world.outcome("away") == whole
+
+
+def test_a_cancelled_run_frees_its_slot_and_the_next_goes_on_though_the_database_is_locked(server, worker, whole):
+    """Cancelled as the UI does, by asking the server. SQLite gives up a write after 10 s; the client asks again."""
+    cancelled = server.begin("locked")
+    cancelled.trains(worker, 1)
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(cancelled.id, Cancelling())
+    cancelled.ends("Cancelled", worker)
+    assert [event["saved"] for event in cancelled.of("stopped")] == [True]
 
     locked = server.begin("locked")
-    locked.trains(worker, 1)
+    locked.trains(worker, 2)
+    assert len(locked.of("resumed")) == 1
     with closing(sqlite3.connect(server.world.database / "prefect.db", isolation_level=None)) as database:
         database.execute("BEGIN EXCLUSIVE")
         time.sleep(30)
         database.execute("ROLLBACK")
     locked.ends("Completed", worker)
-    for one in (away, locked):
-        assert one.read().run_count == 1
-        assert server.world.outcome(one.recipe) == whole
+    assert locked.read().run_count == 1
+    assert server.world.outcome("locked") == whole
 
 
 def test_a_run_whose_machine_is_gone_is_crashed_and_started_again_by_the_automations(server, vanished, whole):
