@@ -4,7 +4,8 @@
 
 Prefect's own kills its flow processes within a second of a SIGTERM, and their runs stay Running. This one, told to stop by
 SIGTERM, SIGINT or the end of its terminal, takes no more runs, sends SIGTERM to those at work, waits until they have saved and
-are Crashed at the server, whose automation starts them again, and ends. A second signal has it not wait.
+are Crashed at the server, whose automation starts them again, and ends. Runs that had not begun are Scheduled as before. A
+second signal has it not wait.
 
 Exit status: 0 where all had ended in time, 143 where one had to be killed, 1 where it could not work. A worker that is killed
 by SIGKILL tells nobody: its runs see that it is gone, save and end (``mathtune.parent``).
