@@ -28,6 +28,7 @@ from mathtune.gpus import Gpu, Held, Taken, hold_gpus
 LEASE_SECONDS = 60  # the shortest that Prefect has
 RENEW_SECONDS = 15
 ANSWER_SECONDS = 10  # in which a server answers, or is away
+RETRIES = 2  # a busy database is asked again
 END_SECONDS = 5  # for a slot to be given back; else it is free when its lease is over
 AWAY = (httpx.HTTPError, RuntimeError)  # RuntimeError: "Failed to reach API"
 IN_MEMORY = "prefect.server.concurrency.lease_storage.memory"
@@ -81,7 +82,7 @@ class Slots:
                     return lease
             why = "which keeps them in memory (PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE)"
         except AWAY as error:
-            why = type(error).__name__
+            why = f"{type(error).__name__}: {error}".splitlines()[0]
         self._alone = True
         self._emit("notice", text=f"no slot from Prefect's server, {why}: a GPU is held by this machine's lock alone")
         return None
@@ -120,7 +121,7 @@ class Lease:
 @contextmanager
 def answering() -> Iterator[SyncPrefectClient]:
     """A client that gives a server up soon. Raises one of ``AWAY`` then."""
-    with (temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
+    with (temporary_settings({PREFECT_CLIENT_MAX_RETRIES: RETRIES}),
           get_client(sync_client=True, httpx_settings={"timeout": ANSWER_SECONDS}) as client):
         yield client
 
