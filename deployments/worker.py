@@ -4,7 +4,8 @@
 
 Prefect's own kills its flow processes within a second of a SIGTERM, and their runs stay Running. This one, told to stop by
 SIGTERM, SIGINT or the end of its terminal, takes no more runs, sends SIGTERM to those at work, waits until they have saved and
-are Crashed at the server, whose automation starts them again, and ends. A second signal has it not wait.
+are Crashed at the server, whose automation starts them again, and ends. Runs that had not begun are Scheduled as before. A
+second signal has it not wait.
 
 Exit status: 0 where all had ended in time, 143 where one had to be killed, 1 where it could not work. A worker that is killed
 by SIGKILL tells nobody: its runs see that it is gone, save and end (``mathtune.parent``).
@@ -21,9 +22,12 @@ from typing import Any
 
 import anyio
 from anyio.abc import TaskStatus
-from prefect.settings import PREFECT_API_URL
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import Scheduled
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 
+from deployments.command import run_command
+from flows.server_state import api_url
 from mathtune.exit_status import GIVEN_UP
 from mathtune.parent import PARENT
 
@@ -61,13 +65,22 @@ class SavingWorker(ProcessWorker):
     async def get_and_submit_flow_runs(self) -> list[Any]:
         return [] if self._stopping else await super().get_and_submit_flow_runs()
 
-    async def run(self, flow_run: Any, configuration: ProcessJobConfiguration,
+    async def run(self, flow_run: FlowRun, configuration: ProcessJobConfiguration,
                   task_status: TaskStatus[int] | None = None) -> ProcessWorkerResult:
         status = _Noted(task_status, self._processes)
         try:
-            return await super().run(flow_run, configuration, status)
+            result = await super().run(flow_run, configuration, status)
         finally:
             self._processes.discard(status.pid)
+        return await self._give_back(flow_run, result) if self._stopping else result
+
+    async def _give_back(self, flow_run: FlowRun, result: ProcessWorkerResult) -> ProcessWorkerResult:
+        """Has a run that was stopped before its flow began wait for another worker: the automation leaves such ones Crashed."""
+        found = await self.client.read_flow_run(flow_run.id)
+        if found.run_count > flow_run.run_count or not found.state or not found.state.is_crashed():
+            return result
+        await self.client.set_flow_run_state(flow_run.id, Scheduled(message="its worker was stopped"), force=True)
+        return result.model_copy(update={"status_code": 0})  # Prefect would have it Crashed once more
 
     async def stop_runs(self) -> None:
         """Takes no more runs, has those at work save and end, and waits for them, so long as ``STOP_SECONDS``."""
@@ -137,8 +150,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=1, help="runs at a time")
     parser.add_argument("--name", help="by which the server knows it; default: a new one")
     arguments = parser.parse_args()
-    if not PREFECT_API_URL.value():
-        sys.exit("PREFECT_API_URL is not set\n→ export PREFECT_API_URL=http://127.0.0.1:4200/api, or where the server is")
+    api_url()  # there is one
     os.environ[PARENT] = str(os.getpid())
     worker = SavingWorker(arguments.pool, arguments.limit, arguments.name)
     anyio.run(work, worker)
@@ -146,4 +158,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

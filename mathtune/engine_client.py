@@ -5,9 +5,11 @@ out of memory → a fresh one with half as much at a time; a bad number → back
 process is passed on: the engine saves and stops first.
 """
 
+import signal
+import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -137,9 +139,10 @@ class EngineClient:
         saved = False
         try:
             if self._process and self._process.working:
-                self._process.terminate()
-                saved = self._await_saved(time.monotonic() + STOP_SECONDS)
-        finally:  # also where a second signal is not willing to wait
+                with without_sigterm():
+                    self._process.terminate()
+                    saved = self._await_saved(time.monotonic() + STOP_SECONDS)
+        finally:  # also where a second Ctrl-C is not willing to wait
             what = "the last step is saved" if saved else "the steps after the last checkpoint will be done again"
             text = f"stopped by a signal; {what}; the same command goes on"
             self.on_event({"event": "stopped", "saved": saved, "text": text})
@@ -156,3 +159,16 @@ class EngineClient:
                 self.on_event(event)
         except EngineDied:
             return saved
+
+
+@contextmanager
+def without_sigterm() -> Iterator[None]:
+    """Ignores SIGTERM: whoever preempts a machine sends it to a run and to the run's worker, which sends it to the run, too."""
+    if threading.current_thread() is not threading.main_thread():  # which alone takes signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
