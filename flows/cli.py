@@ -43,9 +43,7 @@ def run(recipe: RecipeFile, *overrides: Overrides, accept: bool = False, skip: b
     skip
         leave its rows out and go on with the next range.
     """
-    from flows.pipeline import pipeline
-
-    execute.execute(console, pipeline, load_recipe(recipe, overrides), decision=decided(accept, skip))
+    execute.execute(console, "flows.pipeline:pipeline", load_recipe(recipe, overrides), decision=decided(accept, skip))
 
 
 @app.command
@@ -70,9 +68,7 @@ def train(recipe: RecipeFile, *overrides: Overrides, start: int | None = None, e
         leave its rows out and go on with the next range.
     """
     check_asked(start, end, next_rows)
-    from flows.parts import train_range
-
-    execute.execute(console, train_range, load_recipe(recipe, overrides), start=start, end=end, next=next_rows,
+    execute.execute(console, "flows.parts:train_range", load_recipe(recipe, overrides), start=start, end=end, next=next_rows,
                     allow_gap=allow_gap, decision=decided(accept, skip))
 
 
@@ -84,9 +80,7 @@ def evaluate(recipe: RecipeFile, *overrides: Overrides):
 
     For example: mathtune evaluate recipes/demo.yaml evaluation.words_rows=500
     """
-    from flows.parts import evaluate_chain
-
-    execute.execute(console, evaluate_chain, load_recipe(recipe, overrides))
+    execute.execute(console, "flows.parts:evaluate_chain", load_recipe(recipe, overrides))
 
 
 @app.command
@@ -98,9 +92,7 @@ def submit(recipe: RecipeFile, *overrides: Overrides, link: int | None = None):
     link
         number of the link; default: the head.
     """
-    from flows.parts import submit_link
-
-    execute.execute(console, submit_link, load_recipe(recipe, overrides), link=link)
+    execute.execute(console, "flows.parts:submit_link", load_recipe(recipe, overrides), link=link)
 
 
 @app.command

@@ -3,26 +3,27 @@
 import json
 import os
 import signal
-import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from pkgutil import resolve_name
 from typing import Any
 
 from rich.console import Console
 
+from flows import BEGAN
 from flows.display import Display
+from flows.local_server import local_server
 from flows.show import result_table
 from mathtune.errors import MachineError, MathtuneError
 from mathtune.exit_status import GIVEN_UP, SAVED
-from mathtune.parent import PARENT, end_with
+from mathtune.parent import end_with_named_parent
 from mathtune.recipe import Recipe
 from mathtune.workspace import RunFolder, new_execution
 
-# Without a server of the user's own, Prefect starts one in process; its first start writes the database (about 20 s).
+# For a server that is the run's own (flows.local_server): nobody looks at its logs.
 QUIET_PREFECT = {
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_CLI_WRAP_LINES": "false",
@@ -34,16 +35,32 @@ PATIENCE = {"PREFECT_CLIENT_MAX_RETRIES": "4", "PREFECT_LOGGING_INTERNAL_LEVEL":
 SERVER_REMEDY = "prefect server start, or unset PREFECT_API_URL"
 
 
-def execute(console: Console, flow: Callable[..., dict[str, Any]], recipe: Recipe, **parameters: Any) -> None:
-    """Runs a flow with a progress display and prints where the chain stands afterwards."""
+def execute(console: Console, flow: str, recipe: Recipe, **parameters: Any) -> None:
+    """Runs a flow with a progress display and prints where the chain stands afterwards.
+
+    Args:
+        console: where to print.
+        flow: its name, ``module:function``: it is imported while Prefect's server starts.
+        recipe: what to do.
+        parameters: of the flow.
+    """
     execution, folder = new_execution(), RunFolder(Path(recipe.storage.runs), recipe.name)
+    events = folder.execution(execution) / "events.jsonl"
     console.print(f"[bold]{recipe.name}[/]: {recipe.task}, chain {recipe.chain}, base {recipe.model.base}")
-    result = supervise(console, folder.execution(execution) / "events.jsonl", f"run {recipe.name}",
-                       lambda: flow(recipe, execution=execution, **parameters))
+    result = supervise(console, events, f"run {recipe.name}",
+                       lambda: resolve_name(flow)(recipe, execution=execution, **parameters))
     console.print(result_table(result["record"]))
     if result["record"]["submission"]:
         console.print(f"results     {folder.path}/", highlight=False)
     console.print(f"report      {result['report']}", highlight=False)
+    console.print(prefects_share(events, time.monotonic() - BEGAN), highlight=False)
+
+
+def prefects_share(events: Path, seconds: float) -> str:
+    """How much of a command's time was spent in no stage: Prefect's share at most, since imports of our own are in it."""
+    ended = [json.loads(line) for line in events.read_text().splitlines() if '"stage"' in line]
+    stages = sum(event.get("seconds", 0) for event in ended)
+    return f"Prefect     {seconds - stages:.1f} s of {seconds:.1f} s, all that was in no stage"
 
 
 def supervise(console: Console, events: Path, title: str, flow: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -55,8 +72,7 @@ def supervise(console: Console, events: Path, title: str, flow: Callable[[], dic
     from httpx import HTTPError
 
     heed_signals(events)
-    shield_server()
-    with Display(console, events):
+    with local_server(), Display(console, events):
         try:
             return flow()
         except KeyboardInterrupt:
@@ -74,46 +90,14 @@ def heed_signals(events: Path) -> None:
     """Has this process end by ``stop_status`` at SIGTERM, which also stands for a closed terminal (but under nohup) and for
     the end of the process that started it as a part of its own (``mathtune.parent``)."""
 
-    def terminate(*_: object) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-
     def hang_up(*_: object) -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # shell and kernel both tell of a closed terminal; a save takes a while
-        terminate()
+        os.kill(os.getpid(), signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(stop_status(events)))  # Prefect passes the signal on once it has acted
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         signal.signal(signal.SIGHUP, hang_up)
-    if parent := os.environ.pop(PARENT, None):  # popped: it is not for the processes that this one starts
-        end_with(int(parent), terminate)
-
-
-def shield_server() -> None:
-    """Has Prefect's own server, a child in the terminal's foreground, end neither before the run nor after it.
-
-    Ctrl-C or a closed terminal would take the server before it could be told that the run was stopped: a blocked signal stays
-    blocked in the program that a process starts. And SIGKILL would leave it behind: ``flows.local_server`` looks to its parent.
-    """
-    from prefect.server.api import server
-
-    def start(arguments: list[str], **options: Any) -> subprocess.Popen:
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
-        try:
-            return subprocess.Popen([arguments[0], "-m", "flows.local_server", *arguments[3:]], **options)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-    def run_server(self: server.SubprocessASGIServer) -> subprocess.Popen:
-        server.subprocess = SimpleNamespace(Popen=lambda args, **options: start(args, **options),
-                                            TimeoutExpired=subprocess.TimeoutExpired)
-        try:
-            return run_uvicorn(self)
-        finally:
-            server.subprocess = subprocess
-
-    run_uvicorn = server.SubprocessASGIServer._run_uvicorn_command
-    if run_uvicorn.__name__ != run_server.__name__:
-        server.SubprocessASGIServer._run_uvicorn_command = run_server
+    end_with_named_parent()
 
 
 def forget_events() -> None:

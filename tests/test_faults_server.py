@@ -236,16 +236,18 @@ def test_sigterm_to_the_engine_alone(world, whole):
     assert world.outcome("engine") == whole
 
 
-def test_the_stages_own_error_is_told_though_the_server_is_away(make_recipe, monkeypatch):
-    def flow(recipe, **parameters):
-        try:
-            raise ChainError("trained with another recipe")
-        except ChainError:
-            raise httpx.ConnectError("refused")  # noqa: B904 (as Prefect does when it cannot tell its server)
+def untold(recipe, **parameters):
+    """A flow whose error Prefect cannot tell its server."""
+    try:
+        raise ChainError("trained with another recipe")
+    except ChainError:
+        raise httpx.ConnectError("refused")  # noqa: B904 (as Prefect does)
 
+
+def test_the_stages_own_error_is_told_though_the_server_is_away(make_recipe, monkeypatch):
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     with pytest.raises(ChainError, match="another recipe"):
-        execute.execute(Console(quiet=True), flow, make_recipe())
+        execute.execute(Console(quiet=True), f"{__name__}:untold", make_recipe())
 
 
 def test_a_cancelled_run_is_saved_and_the_same_command_goes_on(world, whole):
