@@ -1,9 +1,10 @@
 """A team's set-up as processes of this machine: a Prefect server with a password on PostgreSQL, artifacts and chains in S3,
-and two workers that share no folder, each with a host name of its own. And secrets: nothing of it all may hold one.
+and two workers, each with a host name and a home folder of its own. And secrets: nothing of it all may hold one.
 """
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,7 +18,6 @@ import psutil
 import pytest
 import yaml
 from cryptography.fernet import Fernet
-from prefect.blocks.system import Secret
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
@@ -34,23 +34,26 @@ IN_BLOCKS = {"HF_TOKEN": "hf_blockCCCCCCCCCCCCCCCCCCCCCCCCCCCCC", "WANDB_API_KEY
 PASSWORD = "team:canaryFFFFFFFFFFFF"
 
 
+# A machine of its own, as far as mathtune can see: the name $0, and at the path $2, which is the same on all, its folder $1
+OTHER_MACHINE = 'hostname "$0" && mount --bind "$1" "$2" && cd "$2" && shift 2 && exec "$@"'
+
+
 class Machine:
     """A worker and what is only its own: a folder, a host name, an environment."""
 
-    def __init__(self, folder: Path, recipe: dict, environment: dict[str, str], secrets: dict[str, str]):
+    def __init__(self, folder: Path, environment: dict[str, str], secrets: dict[str, str]):
         self.home, self.log = folder, folder / "worker.log"
-        (folder / "recipes").mkdir(parents=True)
-        (folder / "recipes" / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+        shutil.copytree(folder.parent / "home", folder)
         tokens = {name: value for name, value in environment.items() if name not in IN_BLOCKS}
-        self.environment = {**tokens, **secrets, "MATHTUNE_HOME": str(folder), "PREFECT_HOME": str(folder / "prefect"),
-                            "HF_HOME": str(folder / "hf"), "WANDB_DIR": str(folder)}
+        self.environment = {**tokens, **secrets, "PREFECT_HOME": str(folder / "prefect"), "HF_HOME": str(folder / "hf"),
+                            "WANDB_DIR": str(folder)}
 
     def start_worker(self) -> None:
-        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "gpu", "--limit", "1"]
         with open(self.log, "ab") as output:
             self.worker = subprocess.Popen(
-                ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', self.home.name, *command],
-                cwd=self.home, env=self.environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+                ["unshare", "--uts", "--mount", "sh", "-c", OTHER_MACHINE, self.home.name, self.home, self.home.parent / "home",
+                 sys.executable, "-m", "deployments.worker"],
+                env=self.environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
 
     def signal(self, number: int) -> None:
         with suppress(ProcessLookupError):
@@ -85,17 +88,19 @@ class Team:
         self.environment = {**os.environ, "PREFECT_API_URL": self.url, "PREFECT_API_AUTH_STRING": PASSWORD,
                             "PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_LOGGING_LEVEL": "DEBUG", "WANDB_MODE": "offline",
                             "COLUMNS": "200", "PYTHONPATH": str(ROOT)}
+        (folder / "home/recipes").mkdir(parents=True)
+        (folder / "home/recipes/tiny.yaml").write_text(yaml.safe_dump(self.recipe))
         self.hold = folder / "hold"  # while it is not there, an engine stops at its third step, and creates it
         self.hold.touch()
         fault = {"MATHTUNE_FAULT": json.dumps({"at": "step", "ordinal": 3, "do": "stop", "once": str(self.hold)})}
-        self.machines = [Machine(folder / "machine_1", self.recipe, {**self.environment, **fault}, CANARIES),
-                         Machine(folder / "machine_2", self.recipe, {**self.environment, **fault}, {})]
+        self.machines = [Machine(folder / "machine_1", {**self.environment, **fault}, CANARIES),
+                         Machine(folder / "machine_2", {**self.environment, **fault}, {})]
 
     def start_server(self) -> None:
         environment = {**os.environ, "PREFECT_SERVER_DATABASE_CONNECTION_URL": self.database.url,
                        "PREFECT_SERVER_API_AUTH_STRING": PASSWORD, "PREFECT_SERVER_ENCRYPTION_KEY": self.key,
                        "PREFECT_HOME": str(self.folder / "server"), "PREFECT_LOGGING_LEVEL": "INFO"}
-        self.server = start(self.folder / "server.log", "prefect", "server", "start", "--port", str(self.port),
+        self.server = start(self.folder / "server.log", "deployments.server", "--port", str(self.port),
                             env=environment, start_new_session=True)
         until(self._answers, self.server)
 
@@ -113,8 +118,8 @@ class Team:
         return get_client(sync_client=True)
 
     def command(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-        """A module run as a person at the first machine does."""
-        return subprocess.run([sys.executable, "-m", *arguments], cwd=self.machines[0].home, text=True, timeout=PATIENCE,
+        """A module run by a person in the folder from which all is deployed."""
+        return subprocess.run([sys.executable, "-m", *arguments], cwd=self.folder / "home", text=True, timeout=PATIENCE,
                               env={**self.environment, "PREFECT_HOME": str(self.folder / "client"), **environment},
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
@@ -145,12 +150,8 @@ def team(tiny_base, s3_server, tmp_path_factory):
         with temporary_settings({PREFECT_API_URL: team.url, PREFECT_API_AUTH_STRING: PASSWORD}):
             try:
                 team.start_server()
-                deploy = ["prefect", "--no-prompt", "deploy", "--prefect-file", str(ROOT / "prefect.yaml")]
-                for command in (["deployments.bootstrap"], [*deploy, "--all"]):
-                    ran = team.command(*command)
-                    assert ran.returncode == 0, ran.stdout
-                for name, value in IN_BLOCKS.items():
-                    Secret(value=value).save(name.lower().replace("_", "-"))
+                ran = team.command("deployments.bootstrap", "--secret", *IN_BLOCKS, **IN_BLOCKS)
+                assert ran.returncode == 0, ran.stdout
                 for machine in team.machines:
                     machine.start_worker()
                 yield team
@@ -224,14 +225,14 @@ def test_a_wrong_password_is_told_with_what_to_do(team):
                 "run": ["flows.cli", "evaluate", "recipes/tiny.yaml"]}
     environment = {**team.environment, **CANARIES, "PREFECT_API_AUTH_STRING": "team:wrong", "PREFECT_LOGGING_LEVEL": "CRITICAL"}
     logs = {name: team.folder / f"wrong-{name}.log" for name in commands}
-    asked = [start(logs[name], *command, cwd=team.machines[0].home, env=environment) for name, command in commands.items()]
+    asked = [start(logs[name], *command, cwd=team.folder / "home", env=environment) for name, command in commands.items()]
     assert all([process.wait(PATIENCE) for process in asked])
     for log in logs.values():
         assert "PREFECT_API_AUTH_STRING" in log.read_text() and "Traceback" not in log.read_text(), log.read_text()
 
 
 def test_no_secret_is_left_anywhere_but_encrypted(team):
-    """Last, over all that the tests before have left. The second machine reached S3 with what Secret blocks hold only."""
+    """Last, over all that the tests before have left. The second machine reached S3 by what Secret blocks hold, and no else."""
     secrets = {*CANARIES.values(), *IN_BLOCKS.values(), PASSWORD, team.key, team.database.password}
     texts = {str(path): path.read_bytes() for path in team.folder.rglob("*") if path.is_file()}
     store = fsspec.filesystem("s3", skip_instance_cache=True)
