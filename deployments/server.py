@@ -57,8 +57,7 @@ def main() -> None:
     parser.add_argument("--host", default=PREFECT_SERVER_API_HOST.value())
     parser.add_argument("--port", type=int, default=PREFECT_SERVER_API_PORT.value())
     asked = parser.parse_args()
-    auth = PREFECT_SERVER_API_AUTH_STRING.value()
-    check_host(asked.host, bool(auth and auth.get_secret_value()))
+    check_host(asked.host, bool(PREFECT_SERVER_API_AUTH_STRING.value()))
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", asked.host, "--port", str(asked.port)]
     os.execve(sys.executable, command, {**SETTINGS, **os.environ})
 
