@@ -19,6 +19,7 @@ import pytest
 import yaml
 from cryptography.fernet import Fernet
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from tests.conftest import VERIFIER_TEMPLATE
@@ -26,12 +27,14 @@ from tests.postgres_server import PROGRAMS, Postgres
 from tests.server_fixtures import CANARIES, PATIENCE, start, until
 
 pytestmark = [pytest.mark.slow,
-              pytest.mark.skipif(not PROGRAMS, reason="PostgreSQL is not installed: apt-get install postgresql")]
+              pytest.mark.skipif(not PROGRAMS, reason="PostgreSQL is not installed: apt-get install postgresql"),
+              pytest.mark.skipif(os.getuid() != 0, reason="only root makes namespaces")]
 
 ROOT = Path(__file__).parents[1]
 IN_BLOCKS = {"HF_TOKEN": "hf_blockCCCCCCCCCCCCCCCCCCCCCCCCCCCCC", "WANDB_API_KEY": "b10cb10c" * 5,
              "AWS_ACCESS_KEY_ID": "AKIABLOCKDDDDDDDDDDD", "AWS_SECRET_ACCESS_KEY": "block/EEEEEEEEEEEEEEEEEEEEEEEEEEEEEEEEEE"}
 PASSWORD = "team:canaryFFFFFFFFFFFF"
+IN_OVERRIDES = ["model.base=hf_overrideGGGGGGGGGGGGGGGGGGGGGGGGGGG", "source.hub=https://team:overrideHHHHHHHHHHHH@hub.example/x"]
 
 
 # A machine of its own, as far as mathtune can see: the name $0, and at the path $2, which is the same on all, its folder $1
@@ -119,7 +122,7 @@ class Team:
 
     def command(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
         """A module run by a person in the folder from which all is deployed."""
-        return subprocess.run([sys.executable, "-m", *arguments], cwd=self.folder / "home", text=True, timeout=PATIENCE,
+        return subprocess.run([sys.executable, "-m", *arguments], cwd=self.folder / "home", text=True, timeout=4 * PATIENCE,
                               env={**self.environment, "PREFECT_HOME": str(self.folder / "client"), **environment},
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
@@ -231,9 +234,18 @@ def test_a_wrong_password_is_told_with_what_to_do(team):
         assert "PREFECT_API_AUTH_STRING" in log.read_text() and "Traceback" not in log.read_text(), log.read_text()
 
 
+def test_a_parameter_with_a_token_is_refused_before_it_is_kept(team):
+    """What it would have left is looked for below."""
+    with team.client() as client:
+        deployment = client.read_deployment_by_name("train-range/demo")
+        for override in IN_OVERRIDES:
+            with pytest.raises(PrefectHTTPStatusError, match="should not be valid under"):
+                client.create_flow_run_from_deployment(deployment.id, parameters={"recipe": "tiny", "overrides": [override]})
+
+
 def test_no_secret_is_left_anywhere_but_encrypted(team):
     """Last, over all that the tests before have left. The second machine reached S3 by what Secret blocks hold, and no else."""
-    secrets = {*CANARIES.values(), *IN_BLOCKS.values(), PASSWORD, team.key, team.database.password}
+    secrets = {*CANARIES.values(), *IN_BLOCKS.values(), *IN_OVERRIDES, PASSWORD, team.key, team.database.password}
     texts = {str(path): path.read_bytes() for path in team.folder.rglob("*") if path.is_file()}
     store = fsspec.filesystem("s3", skip_instance_cache=True)
     texts |= {path: store.cat_file(path) for path in store.find(team.store)}
