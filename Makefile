@@ -34,7 +34,7 @@ lint: $(STAMP)
 lock:  ## write constraints.txt anew: the newest versions that pyproject.toml admits
 	rm -rf .lock && $(PYTHON) -m venv .lock
 	.lock/bin/pip install --quiet "torch==2.13.0"
-	.lock/bin/pip install --quiet -e ".[dev]"
+	.lock/bin/pip install --quiet -e ".[dev,kubernetes]"
 	{ echo "# Exact versions for Python 3.11 and 3.12, written by 'make lock'."; \
 	  echo "# torch's CUDA packages are pinned by torch itself, where its build has any."; \
 	  .lock/bin/pip freeze --exclude-editable | sed 's/+cpu//'; } > constraints.txt

@@ -9,13 +9,13 @@ from typing import Annotated, Any, Literal, get_args
 from prefect import flow
 from prefect.runtime import flow_run
 from prefect.states import Completed, State
-from pydantic import WithJsonSchema
+from pydantic import Field, WithJsonSchema
 
 from flows import parts, pipeline, sweep
 from mathtune.errors import PoolUsedUp
 from mathtune.parent import end_with_named_parent
 from mathtune.recipe import Recipe
-from mathtune.recipe_file import load_recipe
+from mathtune.recipe_file import CREDENTIALS, load_recipe
 from mathtune.recipe_folder import named_file, recipe_files, sweep_files
 from mathtune.recipe_source import Count, Positive
 from mathtune.stages.judge import Decision
@@ -27,7 +27,9 @@ RecipeName = Literal[tuple(recipe_files())]
 SweepName = Literal[tuple(sweep_files())]
 # Of a form: it shows int | None as a switch between the two, so that 0 and "" stand for what is not asked for.
 Choice = Annotated[Decision | None, WithJsonSchema({"enum": [*get_args(Decision), None]})]
-Overrides = tuple[str, ...]
+# Prefect's server holds a run's parameters against this before it keeps them, in clear.
+Override = Annotated[str, Field(json_schema_extra={"not": {"pattern": CREDENTIALS}})]
+Overrides = tuple[Override, ...]
 USED_UP = "UsedUp"
 
 

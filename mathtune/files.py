@@ -24,7 +24,20 @@ MANIFEST = "manifest.json"
 DAMAGED = "damaged-"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 DISK_FAILS = (*DISK_FULL, errno.EROFS, errno.EIO)
-HOST = socket.gethostname().replace("-", "_")
+MACHINE_PIDS = 0xEFFFFFFC  # the kernel's number for the process numbers of the machine itself, of no container
+
+
+def host_name() -> str:
+    """This machine, or this container of it: two may have one host name, but neither sees the other's processes."""
+    name = socket.gethostname().replace("-", "_")
+    try:
+        pids = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return name
+    return name if pids == MACHINE_PIDS else f"{name}.{pids}"
+
+
+HOST = host_name()
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
@@ -156,12 +169,13 @@ def scratch_name(prefix: str) -> str:
 
 def process_mark(pid: int) -> str | None:
     """A process of this machine: its number, clock ticks at its start, and the boot, for numbers come again. None if there
-    is none, or no way to tell (no /proc)."""
+    is none, if it has ended and nobody took notice (Z; in a container without an init), or no way to tell (no /proc)."""
     try:
-        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return f"{pid}.{after_name[19]}.{Path('/proc/sys/kernel/random/boot_id').read_text()[:8]}"
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
     except OSError:
         return None
+    return None if state == "Z" else f"{pid}.{fields[18]}.{boot[:8]}"
 
 
 def is_abandoned(name: str) -> bool:

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from mathtune.errors import StoreError
-from mathtune.files import create_once, is_abandoned, write_atomically
+from mathtune.files import create_once, is_abandoned, process_mark, scratch_name, write_atomically
 from mathtune.folders import open_folders
 from tests.folders_fixtures import build, damage_file
 
@@ -120,6 +120,22 @@ def test_what_a_living_process_is_at_is_not_swept(folders):
     folders.publish("a/x", look_while_building, HEADER)
     assert folders.names("a") == ["a/x"]
     assert not is_abandoned(".staging-elsewhere-1-abc") and not is_abandoned(".hidden")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root makes namespaces")
+def test_another_container_of_this_machine_is_another_machine_though_it_has_the_same_name():
+    ask = f"from mathtune.files import is_abandoned; print(is_abandoned({scratch_name('.staging')!r}))"
+    container = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", ask]
+    assert subprocess.check_output(container, text=True).strip() == "False"
+
+
+def test_an_ended_process_whose_parent_took_no_notice_is_gone():
+    child = subprocess.Popen(["sleep", "60"])
+    assert process_mark(child.pid)
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert process_mark(child.pid) is None
+    child.wait()
 
 
 def test_an_object_store_that_is_away_is_named_with_what_to_do(s3_url, tmp_path, monkeypatch):

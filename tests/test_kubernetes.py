@@ -1,5 +1,5 @@
-"""The Kubernetes templates: what needs no cluster. With prefect-kubernetes and kubernetes-validate installed (they are large, and
-not among the project's own) a run's Job is made by Prefect's own worker, and everything is held against Kubernetes' schemas.
+"""The Kubernetes templates: what needs no cluster. With prefect-kubernetes and kubernetes-validate installed (they are large,
+and not among the project's own) a run's Job is made by Prefect's own worker, and all is held against Kubernetes' schemas.
 """
 
 import asyncio
@@ -32,8 +32,9 @@ def test_the_secrets_and_claims_that_the_template_names_are_those_of_the_manifes
     assert claims == {variables["home_claim"]}
     worker = {one["name"]: one for one in pods[1]["containers"][0]["env"]}
     reference = worker["PREFECT_API_AUTH_STRING"]["valueFrom"]["secretKeyRef"]
-    told = [worker[f"PREFECT_INTEGRATIONS_KUBERNETES_WORKER_API_AUTH_STRING_SECRET_{part}"]["value"] for part in ("NAME", "KEY")]
-    assert told == [reference["name"], reference["key"]] == [variables["secret"], "PREFECT_API_AUTH_STRING"]
+    told = "PREFECT_INTEGRATIONS_KUBERNETES_WORKER_API_AUTH_STRING_SECRET_"
+    assert (worker[told + "NAME"]["value"], worker[told + "KEY"]["value"]) == (reference["name"], reference["key"])
+    assert (reference["name"], reference["key"]) == (variables["secret"], "PREFECT_API_AUTH_STRING")
     assert {one["metadata"]["namespace"] for one in TEAM} == {variables["namespace"]}
 
 
@@ -43,7 +44,8 @@ def job(monkeypatch) -> dict:
     pytest.importorskip("prefect_kubernetes")
     import prefect_kubernetes.worker as module
 
-    variables = {one["name"]: one["value"] for one in TEAM[3]["spec"]["template"]["spec"]["containers"][0]["env"] if "value" in one}
+    container = TEAM[3]["spec"]["template"]["spec"]["containers"][0]
+    variables = {one["name"]: one["value"] for one in container["env"] if "value" in one}
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     created = []

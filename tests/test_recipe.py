@@ -104,6 +104,16 @@ def test_overrides_reach_into_sections_and_read_values_as_yaml(tmp_path, recipe_
         load_recipe(path, ["name.first=x"])
 
 
+@pytest.mark.parametrize("secret", ["https://user:hunter2@hub.example/x", "s3://AKIA1:hunter2@bucket/x", "hf_" + "hunter2" * 5])
+def test_a_password_or_token_is_refused_and_not_repeated(tmp_path, recipe_values, secret):
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(recipe_values(chunks={"size": 9}, model={"base": secret})))
+    (tmp_path / "b.yaml").write_text(yaml.safe_dump(recipe_values()))
+    for path, overrides in (("a.yaml", ()), ("b.yaml", (f"model.base={secret}",))):
+        with pytest.raises(RecipeError, match="a password or token in model.base") as caught:
+            load_recipe(tmp_path / path, overrides)
+        assert "hunter2" not in str(caught.value)
+
+
 @pytest.mark.parametrize("text", ["", "- a\n- b\n", "a: [1", "\t"])
 def test_what_is_no_recipe_is_refused_with_the_file(tmp_path, text):
     (tmp_path / "r.yaml").write_text(text)
