@@ -28,8 +28,10 @@ from flows.automations import automations, says
 from flows.deploy_file import find_file, folder_of, read_file, redeployable, unlike, wanted_deployments
 from flows.server_state import BLOCK, BLOCKS, POOL, POOL_TYPE, api_url, check_leases, read_state
 from mathtune.errors import MachineError, UserError
+from mathtune.gpus import gpus_in_sight
 from storage import ArtifactStore, CheckpointStore
 from tasks.deployment import SECRETS, secret_block
+from tasks.slots import limit_of, make_limit
 
 MADE, THERE, CHANGED = "made", "is there", "changed"
 
@@ -82,6 +84,17 @@ def save_secret(variable: str) -> str:
     if outcome != THERE:
         Secret(value=value).save(name, overwrite=True)
     return outcome
+
+
+def make_limits() -> Iterator[tuple[str, str]]:
+    """Makes the limits of this machine's GPUs, so that they are seen; another machine's are made by its first job.
+
+    Yields:
+        The name of each, and what was done to it.
+    """
+    with get_client(sync_client=True) as client:
+        for gpu in gpus_in_sight():
+            yield limit_of(gpu), MADE if make_limit(client, limit_of(gpu)) else THERE
 
 
 def deploy(home: Path, pool: str) -> Iterator[tuple[str, str]]:
@@ -168,6 +181,8 @@ def main() -> None:
         tell(f"block {block.get_block_type_slug()}/{BLOCK}", save_block(block, str(home / ".mathtune" / folder), root))
     for variable in asked.secret:
         tell(f"secret block {secret_block(variable)}", save_secret(variable))
+    for limit, outcome in make_limits():
+        tell(f"limit {limit}", outcome)
     names = []
     for name, outcome in deploy(home, asked.pool):
         tell(f"deployment {name}", outcome)

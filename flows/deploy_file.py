@@ -15,7 +15,7 @@ from prefect.utilities.callables import parameter_schema
 from mathtune.errors import MachineError
 
 NAME = "prefect.yaml"
-SHIPPED = Path(__file__).parents[1] / NAME
+SHIPPED = Path(__file__).parents[1]  # a checkout; in a wheel the file lies in deployments/
 FOLDER_STEP = "prefect.deployments.steps.set_working_directory"
 
 
@@ -25,7 +25,7 @@ def find_file(home: Path) -> Path:
     Raises:
         MachineError: there is neither.
     """
-    for path in (home / NAME, SHIPPED):
+    for path in (home / NAME, SHIPPED / NAME, SHIPPED / "deployments" / NAME):
         if path.is_file():
             return path
     raise MachineError(f"there is no {NAME}, neither here nor beside the package", where=str(home),
@@ -54,7 +54,7 @@ def wanted_deployments(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def unlike(wanted: dict[str, Any], found: DeploymentResponse) -> list[str]:
     """In what a server's deployment is another one than the file's, its folder apart."""
-    return _differences(wanted, found) + [f"schedule {slug}" for slug in _unfit_schedules(wanted, found)]
+    return _differences(wanted, found) + [f"schedule {one['slug']}" for one in _missing_schedules(wanted, found)]
 
 
 def _differences(wanted: dict[str, Any], found: DeploymentResponse) -> list[str]:
@@ -75,17 +75,10 @@ def _differences(wanted: dict[str, Any], found: DeploymentResponse) -> list[str]
     return [name for name, (asked, has) in pairs.items() if asked != has]
 
 
-def _unfit_schedules(wanted: dict[str, Any], found: DeploymentResponse) -> list[str]:
-    """Names of the file's schedules that the server lacks, or whose parameters it lost.
-
-    Prefect empties a schedule's parameters at each change that does not name them: where it is turned on or off, too.
-    """
-    has = {schedule.slug: schedule.parameters for schedule in found.schedules}
-    return [slug for slug, parameters in _parameters(wanted).items() if slug not in has or (parameters and not has[slug])]
-
-
-def _parameters(wanted: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {one["slug"]: one.get("parameters") or {} for one in wanted.get("schedules") or []}
+def _missing_schedules(wanted: dict[str, Any], found: DeploymentResponse) -> list[dict[str, Any]]:
+    """The file's schedules that the server has none of that name for."""
+    there = {schedule.slug for schedule in found.schedules}
+    return [one for one in wanted.get("schedules") or [] if one["slug"] not in there]
 
 
 def folder_of(found: DeploymentResponse) -> Path | None:
@@ -100,8 +93,6 @@ def redeployable(wanted: dict[str, Any], found: DeploymentResponse | None) -> di
     """The deployment as ``prefect deploy`` is to be told it: with the schedules that the server has as they are there."""
     if found is None:
         return wanted
-    asked = _parameters(wanted)
     kept = [{**one.schedule.model_dump(mode="json", exclude_none=True), "slug": one.slug, "active": one.active,
-             "parameters": one.parameters or asked.get(one.slug, {})} for one in found.schedules]
-    there = {one.slug for one in found.schedules}
-    return {**wanted, "schedules": kept + [one for one in wanted.get("schedules") or [] if one["slug"] not in there]}
+             "parameters": one.parameters} for one in found.schedules]
+    return {**wanted, "schedules": kept + _missing_schedules(wanted, found)}

@@ -84,7 +84,7 @@ def hold_gpus(count: int, run: str, emit: Emit, claim: Claim = nullcontext) -> I
     Raises:
         MachineError: the locks cannot be used.
     """
-    gpus = _visible()
+    gpus = gpus_in_sight()
     wanted = min(count, len(gpus))  # an engine that misses some says so
     if not wanted:
         yield Held()
@@ -111,11 +111,11 @@ def no_gpus(count: int = 0, run: str = "", emit: Emit | None = None) -> Iterator
 
 def visible_gpus() -> list[str]:
     """The GPUs that a program started here would see, as CUDA_VISIBLE_DEVICES has them."""
-    return [gpu.name for gpu in _visible()]
+    return [gpu.name for gpu in gpus_in_sight()]
 
 
-def _visible() -> list[Gpu]:
-    """Asks the driver's own tool, since torch stays out of this process.
+def gpus_in_sight() -> list[Gpu]:
+    """Those that a program started here would see. Asks the driver's own tool, since torch stays out of this process.
 
     CUDA takes the devices named before the first that is none, such as -1 (its programming guide, CUDA_VISIBLE_DEVICES).
     """

@@ -52,9 +52,11 @@ def name_run(name: str) -> None:
 
 
 def end_schedules() -> int:
-    """Pauses the schedules of this run's deployment that ask for the next rows. Returns how many were active."""
+    """Pauses the schedules of this run's deployment, if one of them started it. Returns how many were active."""
     with get_client(sync_client=True) as client:
-        active = [one for one in client.read_deployment_schedules(deployment.id) if one.active and "next" in one.parameters]
+        if not client.read_flow_run(flow_run.id).auto_scheduled:
+            return 0
+        active = [one for one in client.read_deployment_schedules(deployment.id) if one.active]
         for schedule in active:
             client.update_deployment_schedule(deployment.id, schedule.id, active=False)
     return len(active)

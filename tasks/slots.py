@@ -133,11 +133,7 @@ def survive(client: SyncPrefectClient) -> bool:
 
 def acquire(client: SyncPrefectClient, limit: str) -> UUID | None:
     """A lease of one slot of a limit, which is made where it is missing; None: none is free."""
-    try:
-        client.read_global_concurrency_limit_by_name(limit)
-    except ObjectNotFound:
-        with suppress(ObjectAlreadyExists):
-            client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=limit, limit=1))
+    make_limit(client, limit)
     holder = ConcurrencyLeaseHolder(type="flow_run", id=flow_run.id) if flow_run.id else None
     try:
         answer = client.increment_concurrency_slots_with_lease([limit], 1, "concurrency", LEASE_SECONDS, holder)
@@ -146,6 +142,17 @@ def acquire(client: SyncPrefectClient, limit: str) -> UUID | None:
             return None
         raise
     return UUID(answer.json()["lease_id"])
+
+
+def make_limit(client: SyncPrefectClient, limit: str) -> bool:
+    """Makes the limit of a GPU; one that is there stays as it is. Returns whether it was missing."""
+    try:
+        client.read_global_concurrency_limit_by_name(limit)
+        return False
+    except ObjectNotFound:
+        with suppress(ObjectAlreadyExists):
+            client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=limit, limit=1))
+    return True
 
 
 def renew(client: SyncPrefectClient, lease: UUID) -> bool:

@@ -31,14 +31,15 @@ def start(log: Path, *command: str, run: str = "-m", **options) -> subprocess.Po
         return subprocess.Popen([sys.executable, run, *command], stdout=output, stderr=subprocess.STDOUT, **options)
 
 
-def until(condition, process: subprocess.Popen):
-    """What a condition gives once it gives something, while a process lives."""
-    for _ in range(PATIENCE * 50):
+def until(condition, process: subprocess.Popen, every: float = 0.02, patience: float = PATIENCE):
+    """What a condition gives once it gives something, while a process lives; it is asked for ``every`` so many seconds."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
         if found := condition():
             return found
         assert process.poll() is None, f"ended with {process.returncode} before"
-        time.sleep(0.02)
-    pytest.fail(f"nothing after {PATIENCE} s")
+        time.sleep(every)
+    pytest.fail(f"nothing after {patience} s")
 
 
 class World:

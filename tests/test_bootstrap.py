@@ -53,7 +53,7 @@ def test_a_block_opens_its_store_without_a_server(tmp_path):
 
 def test_every_deployment_names_a_flow_that_is_there():
     deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
-    assert len(deployments) == 11
+    assert len(deployments) == 13
     for deployment in deployments:
         module, _, name = deployment["entrypoint"].rpartition(".")
         flow = getattr(importlib.import_module(module), name)
@@ -169,11 +169,11 @@ def test_the_first_time_makes_all_and_the_second_changes_nothing(server, client,
     home, first = server
     assert first.returncode == 0, first.stderr
     lines = first.stdout.partition("\n\nnext")[0].splitlines()
-    assert len(lines) == 19 and all(line.endswith(" made") for line in lines[:-1]) and "kept (filesystem)" in lines[-1]
+    assert len(lines) == 22 and all(line.endswith(" made") for line in lines[:-1]) and "kept (filesystem)" in lines[-1]
     assert "python -m deployments.worker --pool gpu" in first.stdout and TOKEN not in first.stdout + first.stderr
     assert Secret.load("hf-token").get() == TOKEN
     before = everything(client)
-    assert [len(many) for many in (before[0], before[3], before[4])] == [1, 3, 11]
+    assert [len(many) for many in (before[0], before[3], before[4])] == [1, 3, 13]
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     said = again("--secret", "HF_TOKEN")
     assert {outcome.partition(":")[0] for outcome in said.values()} == {"is there", "kept (filesystem)"}
@@ -182,7 +182,7 @@ def test_the_first_time_makes_all_and_the_second_changes_nothing(server, client,
 
 @pytest.mark.slow
 def test_what_people_decided_stays_and_what_differs_is_set_back(home, client, again):
-    nightly = client.read_deployment_by_name("train-range/demo")
+    nightly = client.read_deployment_by_name("train-range/demo-nightly")
     schedule = nightly.schedules[0]
     client.update_deployment_schedule(nightly.id, schedule.id, active=True, schedule=CronSchedule(cron="30 3 * * *"))
     client.update_work_pool("gpu", WorkPoolUpdate(concurrency_limit=3))
@@ -196,13 +196,13 @@ def test_what_people_decided_stays_and_what_differs_is_set_back(home, client, ag
     client.update_automation(silent.id, zombie([nightly.id], timedelta(seconds=600)))
     said = again()
     assert said["deployment evaluate/demo"] == "changed: parameters"
-    assert said["deployment train-range/demo"] == "changed: parameters, schedule nightly"  # Prefect had emptied its parameters
+    assert said["deployment train-range/demo-nightly"] == "changed: parameters"
     assert said["deployment pipeline/demo"] == "is there"
     assert said[f"automation {ZOMBIE!r}"] == "changed" and "prefect automation resume" in said[f"automation {RESTART!r}"]
-    found = client.read_deployment_by_name("train-range/demo")
-    assert (found.id, found.parameters) == (nightly.id, {"recipe": "demo"})
-    assert [(one.id, one.slug, one.active, one.schedule.cron, one.parameters) for one in found.schedules] == [
-        (schedule.id, "nightly", True, "30 3 * * *", {"next": 1200})]
+    found = client.read_deployment_by_name("train-range/demo-nightly")
+    assert (found.id, found.parameters) == (nightly.id, {"recipe": "demo", "next": 1200})
+    assert [(one.id, one.slug, one.active, one.schedule.cron) for one in found.schedules] == [
+        (schedule.id, "nightly", True, "30 3 * * *")]
     assert client.read_work_pool("gpu").concurrency_limit == 3
     assert not client.read_automation(crashed.id).enabled
     assert client.read_automation(silent.id).trigger.within == timedelta(seconds=90)

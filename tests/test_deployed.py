@@ -3,18 +3,23 @@
 The recipes that the commands name are hidden by smaller ones of the same names, in the folder that the worker works in.
 """
 
+import json
 import os
 import re
 import shlex
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import yaml
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, DeploymentFilter, DeploymentFilterId
+from prefect.client.schemas.schedules import IntervalSchedule
+from prefect.client.schemas.sorting import ArtifactSort
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.deployed import USED_UP
@@ -25,7 +30,6 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 SECTION = "## A server, a worker, a schedule"
-NIGHTLY = "nightly"
 
 
 def documented() -> list[str]:
@@ -76,8 +80,16 @@ class Team(World):
     def ended(self, run: str, worker: subprocess.Popen) -> str:
         """The name of a run's end state."""
         with self.client() as client:
-            until(lambda: client.read_flow_run(run).state.is_final(), worker)
+            until(lambda: client.read_flow_run(run).state.is_final(), worker, 0.5, 3 * PATIENCE)
             return client.read_flow_run(run).state.name
+
+    def artifact(self, key: str) -> str:
+        """The address of the page of the newest artifact of a key, once there is one."""
+        newest = ArtifactFilter(key=ArtifactFilterKey(any_=[key]))
+        with self.client() as client:
+            found = until(lambda: client.read_artifacts(artifact_filter=newest, sort=ArtifactSort.CREATED_DESC), self.server,
+                          0.5)
+        return f"{self.url.removesuffix('/api')}/artifacts/artifact/{found[0].id}"
 
     def steps(self, name: str) -> int:
         """Steps that the last execution of a run has trained."""
@@ -91,7 +103,7 @@ class Team(World):
         big = {"source": {"generator": {"rows": 80_000, "test_rows": 60, "seed": 3}}, "balance": {"per_class": 30_500},
                "leaks": {"exact": "report"}, "evaluation": {"words_rows": 0, "probe_rows": 20},
                "chunks": {"size": 20_000, "end": 60_000},
-               "sft": {"learning_rate": 1e-4, "examples_per_step": 16, "save_every": 20, "max_steps": 240}}
+               "sft": {"learning_rate": 1e-4, "examples_per_step": 16, "save_every": 10, "max_steps": 60}}
         self.recipe("undisturbed", **big)
         self.recipe("nyu-verifier-8b", **big, storage={})
         self.recipe("demo-verifier", storage={}, balance={"per_class": 128}, validation={"rows": 64},
@@ -120,7 +132,8 @@ def kill(process: subprocess.Popen) -> None:
         tree += [int(child) for child in subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True,
                                                         text=True).stdout.split()]
     for pid in tree:
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     process.wait()
 
 
@@ -130,14 +143,14 @@ def while_it_is_missed(team: Team, worker: subprocess.Popen) -> None:
                       worker) == "Completed"
     assert team.ended(team.run("prefect deployment run 'sweep/demo'"), worker) == "Completed"
     with team.client() as client:
-        nightly = client.read_deployment_by_name("train-range/demo")
-        schedule = nightly.schedules[0]
-        assert schedule.slug == NIGHTLY and not schedule.active
-        client.update_deployment_schedule(nightly.id, schedule.id, active=True)
-        for rows, state in ((100, "Completed"), (100, "Completed"), (100, USED_UP)):
-            run = client.create_flow_run_from_deployment(nightly.id, parameters={"next": rows})
-            assert team.ended(str(run.id), worker) == state
-        assert not client.read_deployment(nightly.id).schedules[0].active
+        nightly = client.read_deployment_by_name("train-range/demo-nightly")
+        assert [(one.slug, one.active) for one in nightly.schedules] == [("nightly", False)]
+        client.update_deployment_schedule(nightly.id, nightly.schedules[0].id, active=True,
+                                          schedule=IntervalSchedule(interval=timedelta(seconds=10)))
+        until(lambda: not client.read_deployment(nightly.id).schedules[0].active, worker, 1)
+        runs = client.read_flow_runs(deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[nightly.id])))
+    states = [run.state_name for run in runs if run.state.is_final()]
+    assert states.count("Completed") == 1 and USED_UP in states  # its rows are fewer than a night's
 
 
 def seen(team: Team, run: str) -> None:
@@ -148,25 +161,30 @@ def seen(team: Team, run: str) -> None:
         page.wait_for("nyu-verifier-8b [40000:60000)", "Completed")
         page.click("Artifacts")
         page.wait_for("links-nyu-verifier-8b", "accuracy-nyu-verifier-8b", "errors-nyu-verifier-8b")
-        page.open(f"{pages}/artifacts/key/links-nyu-verifier-8b")
+        page.open(team.artifact("links-nyu-verifier-8b"))
         page.wait_for("[0:20000)", "[20000:40000)", "[40000:60000)")
 
 
 def test_two_ranges_by_command_the_worker_killed_in_the_second(team):
     """The chain is the one that an undisturbed run makes; while it grows, a browser shows what is done."""
     team.command("python -m deployments.bootstrap")
+    held = team.folder / "held"  # while there is no such file, the next engine stops in the middle of its chunk
+    held.touch()
+    team.environment["MATHTUNE_FAULT"] = json.dumps({"at": "step", "ordinal": 45, "do": "stop", "once": str(held)})
     worker = team.process("python -m deployments.worker")
     try:
         first = team.run("prefect deployment run 'train-range/verifier' -p start=0 -p end=20000")
         assert team.ended(first, worker) == "Completed"
 
+        held.unlink()
         second = team.run("prefect deployment run 'train-range/verifier' -p start=20000 -p end=40000")
-        until(lambda: team.steps("nyu-verifier-8b") > 30, worker)
         with browser(team.folder / "browser") as page:
-            page.open(f"{team.url.removesuffix('/api')}/artifacts/key/progress-nyu-verifier-8b-train-chunk-20000-40000")
-            page.wait_for("of 240", "tokens/s")
+            address = team.artifact("progress-nyu-verifier-8b-train-chunk-20000-40000")
+            until(lambda: page.open(address) or "of 60 · " in page.wait_for("step"), worker, 1)
+            page.wait_for("tokens/s", "Flow Run", "nyu-verifier-8b [20000:40000)")
+        assert 40 <= team.steps("nyu-verifier-8b") < 60
         kill(worker)
-        worker = team.process("python -m deployments.worker")
+        worker = team.process("python -m deployments.worker")  # whose engine is not held: it was once
         undisturbed = Run(team, "undisturbed")
         while_it_is_missed(team, worker)
         assert undisturbed.end() == 0, undisturbed.output
