@@ -96,8 +96,8 @@ class Team:
         self.hold = folder / "hold"  # while it is not there, an engine stops at its third step, and creates it
         self.hold.touch()
         fault = {"MATHTUNE_FAULT": json.dumps({"at": "step", "ordinal": 3, "do": "stop", "once": str(self.hold)})}
-        self.machines = [Machine(folder / "machine_1", {**self.environment, **fault}, CANARIES),
-                         Machine(folder / "machine_2", {**self.environment, **fault}, {})]
+        self.machines = [Machine(folder / "alpha", {**self.environment, **fault}, CANARIES),
+                         Machine(folder / "beta", {**self.environment, **fault}, {})]
 
     def start_server(self) -> None:
         environment = {**os.environ, "PREFECT_SERVER_DATABASE_CONNECTION_URL": self.database.url,
