@@ -4,15 +4,16 @@ What people change stands at the top level: ``-p`` replaces a parameter whole, a
 flow of the same name does for the command line, once the run has its secrets. Leaves out everything else.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from prefect import flow
 from prefect.runtime import flow_run
 from prefect.states import Completed, State
-from pydantic import Field
+from pydantic import WithJsonSchema
 
 from flows import parts, pipeline, sweep
 from mathtune.errors import PoolUsedUp
+from mathtune.parent import end_with_named_parent
 from mathtune.recipe import Recipe
 from mathtune.recipe_file import load_recipe
 from mathtune.recipe_folder import named_file, recipe_files, sweep_files
@@ -21,51 +22,54 @@ from mathtune.stages.judge import Decision
 from mathtune.sweep import load_sweep
 from tasks.deployment import check_attempts, end_schedules, load_secrets
 
-# The names that a form offers: those of the folder from which the deployments are made.
-RecipeName = Annotated[Literal[tuple(recipe_files())], Field(description="a file of recipes/, without .yaml")]
-SweepName = Annotated[Literal[tuple(sweep_files())], Field(description="a file of recipes/ with a grid, without .yaml")]
-Overrides = Annotated[tuple[str, ...], Field(description="key=value, for example sft.learning_rate=1e-4 or chain=second")]
+# Names that a form offers: of the files that are there when the deployments are made.
+RecipeName = Literal[tuple(recipe_files())]
+SweepName = Literal[tuple(sweep_files())]
+# Of a form: it shows int | None as a switch between the two, so that 0 and "" stand for what is not asked for.
+Choice = Annotated[Decision | None, WithJsonSchema({"enum": [*get_args(Decision), None]})]
+Overrides = tuple[str, ...]
 USED_UP = "UsedUp"
 
 
 def range_name() -> str:
     """``demo [1200:1800)`` of what is asked for, until the run knows which rows are the next."""
     asked = flow_run.parameters
-    wanted = f"next {asked['next']}" if asked.get("next") else f"[{asked.get('start')}:{asked.get('end')})"
+    wanted = f"next {asked['next']}" if asked.get("next") else f"[{asked.get('start', 0)}:{asked.get('end', 0)})"
     return f"{asked['recipe']} {wanted}"
 
 
 @flow(name="pipeline", flow_run_name="{recipe}", persist_result=False)
-def run_pipeline(recipe: RecipeName, overrides: Overrides = (), decision: Decision | None = None) -> dict[str, Any]:
+def run_pipeline(recipe: RecipeName, overrides: Overrides = (), decision: Choice = None) -> dict[str, Any]:
     """Runs a recipe from its source to its report; what is there already is served, not computed again.
 
     Args:
-        recipe: which.
-        overrides: keys to change.
+        recipe: a file of recipes/, without .yaml.
+        overrides: keys of the recipe to change, each key=value, for example sft.learning_rate=1e-4 or chain=second.
         decision: about a link that was rejected because it is worse than its parent.
     """
     return pipeline.pipeline.fn(begin(recipe, overrides), decision=decision)
 
 
 @flow(name="train-range", flow_run_name=range_name, persist_result=False)
-def train_range(recipe: RecipeName, start: Count | None = None, end: Positive | None = None, next: Positive | None = None,
-                overrides: Overrides = (), allow_gap: bool = False,
-                decision: Decision | None = None) -> dict[str, Any] | State:
+def train_range(recipe: RecipeName, start: Count = 0, end: Count = 0, next: Count = 0, overrides: Overrides = (),
+                allow_gap: bool = False, decision: Choice = None) -> dict[str, Any] | State:
     """Trains one range of the pool on top of the chain's head, and evaluates it on the fixed validation rows.
 
     Where the next rows are asked for and none is left, the run ends well, and the schedules that ask for them are paused.
 
     Args:
-        recipe: which.
+        recipe: a file of recipes/, without .yaml.
         start: first row of the range.
-        end: row after its last.
+        end: the row after its last.
         next: instead of start and end: so many rows after the last trained one.
-        overrides: keys of the recipe to change.
+        overrides: keys of the recipe to change, each key=value, for example sft.learning_rate=1e-4 or chain=second.
         allow_gap: let the range leave rows out.
         decision: about a link that was rejected because it is worse than its parent.
     """
     try:
-        return parts.train_range.fn(begin(recipe, overrides), start, end, next, allow_gap, decision)
+        whole = begin(recipe, overrides)
+        asked = (None, None, next) if next and not (start or end) else (start, end or None, next or None)
+        return parts.train_range.fn(whole, *asked, allow_gap, decision)
     except PoolUsedUp as error:
         ended = end_schedules()
         return Completed(name=USED_UP, message=error.what + (f"; {ended} schedules paused" if ended else ""))
@@ -76,37 +80,37 @@ def evaluate_chain(recipe: RecipeName, overrides: Overrides = ()) -> dict[str, A
     """Scores the base and every link of the chain on the fixed validation rows; what is scored already is served.
 
     Args:
-        recipe: which.
-        overrides: keys to change.
+        recipe: a file of recipes/, without .yaml.
+        overrides: keys of the recipe to change, each key=value, for example sft.learning_rate=1e-4 or chain=second.
     """
     return parts.evaluate_chain.fn(begin(recipe, overrides))
 
 
 @flow(name="submit", flow_run_name="{recipe}", persist_result=False)
-def submit_link(recipe: RecipeName, link: Positive | None = None, overrides: Overrides = ()) -> dict[str, Any]:
+def submit_link(recipe: RecipeName, link: Count = 0, overrides: Overrides = ()) -> dict[str, Any]:
     """Writes predictions, and for a verifier the submission, from one link.
 
     Args:
-        recipe: which.
-        link: its number; default: the last of the chain.
-        overrides: keys of the recipe to change.
+        recipe: a file of recipes/, without .yaml.
+        link: its number; 0: the last of the chain.
+        overrides: keys of the recipe to change, each key=value, for example sft.learning_rate=1e-4 or chain=second.
     """
-    return parts.submit_link.fn(begin(recipe, overrides), link=link)
+    return parts.submit_link.fn(begin(recipe, overrides), link=link or None)
 
 
 @flow(name="sweep", flow_run_name="{sweep_file}", persist_result=False)
 def run_sweep(sweep_file: SweepName, overrides: Overrides = (), parallel: Positive = 1,
-              deployment: str | None = None) -> dict[str, Any]:
+              deployment: str = "") -> dict[str, Any]:
     """Runs a recipe under several settings, each in a chain of its own on the same rows, and says which differences are real.
 
     Args:
-        sweep_file: which.
-        overrides: keys to change, of every trial.
+        sweep_file: a file of recipes/ with a grid, without .yaml.
+        overrides: keys to change in every trial, each key=value, for example sft.epochs=2.
         parallel: trials at a time on the worker's machine, each on GPUs of its own.
-        deployment: instead: as runs of this deployment (pipeline/trial), side by side on the pool's other workers.
+        deployment: instead, as runs of this deployment, side by side on the pool's other workers: pipeline/trial.
     """
     take_secrets()
-    return sweep.sweep.fn(load_sweep(named_file(sweep_files(), sweep_file), overrides), parallel, deployment)
+    return sweep.sweep.fn(load_sweep(named_file(sweep_files(), sweep_file), overrides), parallel, deployment or None)
 
 
 def begin(recipe: str, overrides: tuple[str, ...]) -> Recipe:
@@ -122,5 +126,6 @@ def begin(recipe: str, overrides: tuple[str, ...]) -> Recipe:
 
 def take_secrets() -> None:
     """What every run does first."""
+    end_with_named_parent()
     check_attempts()
     load_secrets()

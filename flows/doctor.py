@@ -8,10 +8,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+
+from flows.findings import Finding
 
 FREE_GIB = 10
 PROBE = """
@@ -28,21 +29,10 @@ print("RESULT" + json.dumps({"device": name, "memory": memory, "gradient": bool(
 """
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One check: what it is about, whether it holds, what was seen, and what to do if it does not hold."""
-
-    about: str
-    good: bool
-    seen: str
-    remedy: str = ""
-
-
 def examine(console: Console) -> bool:
     """Prints every finding. Returns whether all are good."""
-    checks: list[Callable[[], Finding]] = [check_python, check_packages, check_nf4, check_writable, check_disk, check_prefect,
-                                           check_tokens]
-    findings = [check() for check in checks]
+    checks: list[Callable[[], Finding]] = [check_python, check_packages, check_nf4, check_writable, check_disk, check_tokens]
+    findings = [*(check() for check in checks), *check_prefect()]
     for finding in findings:
         mark = "[green]✓[/]" if finding.good else "[red]✗[/]"
         console.print(f" {mark} {finding.about:<14} {finding.seen}", highlight=False)
@@ -91,22 +81,15 @@ def check_disk() -> Finding:
     return Finding("disk", free > FREE_GIB, f"{free:.0f} GiB free", f"free {FREE_GIB} GiB, or set storage.root to another disk")
 
 
-def check_prefect() -> Finding:
-    """The configured server answers, or none is configured and Prefect's in-process one will be used."""
-    url = os.environ.get("PREFECT_API_URL")
-    if url is None:
-        from prefect.settings import PREFECT_API_URL
+def check_prefect() -> list[Finding]:
+    """All that a configured server must hold; where none is configured, Prefect's in-process one will be used."""
+    from prefect.settings import PREFECT_API_URL
 
-        url = PREFECT_API_URL.value()
-    if not url:
-        return Finding("Prefect", True, "no server configured: runs use one in process")
-    import httpx
+    if not PREFECT_API_URL.value():
+        return [Finding("Prefect", True, "no server configured: runs use one in process")]
+    from flows.server_state import examine_server
 
-    try:
-        httpx.get(f"{url}/health", timeout=5).raise_for_status()
-        return Finding("Prefect", True, f"server at {url} answers")
-    except httpx.HTTPError as error:
-        return Finding("Prefect", False, f"{url}: {error}", "prefect server start, or unset PREFECT_API_URL")
+    return examine_server()
 
 
 def check_tokens() -> Finding:

@@ -18,7 +18,7 @@ from flows.local_server import local_server
 from flows.show import result_table
 from mathtune.errors import MachineError, MathtuneError
 from mathtune.exit_status import GIVEN_UP, SAVED
-from mathtune.parent import PARENT, end_with
+from mathtune.parent import end_with_named_parent
 from mathtune.recipe import Recipe
 from mathtune.workspace import RunFolder, new_execution
 
@@ -79,9 +79,7 @@ def supervise(console: Console, events: Path, title: str, flow: Callable[[], dic
             sys.exit(stop_status(events))
         except HTTPError as error:  # no stage lets one out: Prefect could not tell how the run ended
             forget_events()
-            raise own_error(error) or MachineError(
-                f"Prefect's server went away: {error}; all that was done is kept", where=title,
-                remedy=f"{SERVER_REMEDY}; the same command is then served from there") from error
+            raise own_error(error) or server_error(error, title) from error
         except RuntimeError as error:
             if "Failed to reach API" not in str(error):
                 raise
@@ -92,18 +90,14 @@ def heed_signals(events: Path) -> None:
     """Has this process end by ``stop_status`` at SIGTERM, which also stands for a closed terminal (but under nohup) and for
     the end of the process that started it as a part of its own (``mathtune.parent``)."""
 
-    def terminate(*_: object) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-
     def hang_up(*_: object) -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # shell and kernel both tell of a closed terminal; a save takes a while
-        terminate()
+        os.kill(os.getpid(), signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(stop_status(events)))  # Prefect passes the signal on once it has acted
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         signal.signal(signal.SIGHUP, hang_up)
-    if parent := os.environ.pop(PARENT, None):  # popped: it is not for the processes that this one starts
-        end_with(int(parent), terminate)
+    end_with_named_parent()
 
 
 def forget_events() -> None:
@@ -113,6 +107,17 @@ def forget_events() -> None:
     for worker in list(EventsWorker._instances.values()):
         with worker._queue.mutex:
             worker._queue.queue.clear()
+
+
+def server_error(error: Exception, title: str) -> MachineError:
+    """What to say where Prefect's server refused the run or went away; no stage needs it."""
+    from httpx import HTTPStatusError
+
+    if isinstance(error, HTTPStatusError) and error.response.status_code == 401:
+        return MachineError("the server does not accept this login; all that was done is kept", where=title,
+                            remedy="export PREFECT_API_AUTH_STRING=user:password, its PREFECT_SERVER_API_AUTH_STRING")
+    return MachineError(f"Prefect's server went away: {error}; all that was done is kept", where=title,
+                        remedy=f"{SERVER_REMEDY}; the same command is then served from there")
 
 
 def own_error(error: BaseException | None) -> MathtuneError | None:

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from flows.prepare import open_workspace
 from mathtune.chain import Entry, Link, disagreements
+from mathtune.gpus import no_gpus
 from mathtune.jobs import InspectJob, MeasureJob
 from mathtune.planner import NF4_BYTES
 from mathtune.ranges import Range, chunk_ranges
@@ -35,8 +36,8 @@ class Step:
 
 
 def show_plan(console: Console, recipe: Recipe) -> None:
-    """Prints the plan of a recipe."""
-    with open_workspace(recipe, "plan-" + new_execution()) as work:
+    """Prints the plan of a recipe. It waits for no GPU: the engine asks the card what it is, and counts tokens on the CPU."""
+    with open_workspace(recipe, "plan-" + new_execution(), no_gpus) as work:
         base = work.engine.run(InspectJob(task=recipe.task, model=recipe.model, prompt=recipe.prompt,
                                           hardware=recipe.hardware, cache=str(work.cache)))
         data, parts = plan_data(work)

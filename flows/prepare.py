@@ -1,21 +1,31 @@
 """What every flow does first: open the workspace, look at the base, bring the data up to date, hold the chain against it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+from prefect.settings import PREFECT_API_URL
 
 from mathtune.chain import Link
 from mathtune.errors import TrainingError
 from mathtune.figures import Forgetting
+from mathtune.gpus import Hold, hold_gpus
+from mathtune.parent import end_with_named_parent
 from mathtune.recipe import Recipe
 from mathtune.stages import probes
+from mathtune.stages.evaluate import metrics_of
 from mathtune.stages.judge import Decision, check_decision
-from mathtune.stages.report import make_record
+from mathtune.stages.report import chain_so_far, make_record
 from mathtune.stages.train import open_chain
 from mathtune.store import Artifact
 from mathtune.workspace import Workspace, new_execution
 from storage import ArtifactStore, CheckpointStore
+from tasks.artifacts import show_chain
 from tasks.data import balance, check_base, download, leaks, prompt_leaks, split
+from tasks.outbox import open_outbox
 from tasks.results import evaluate, judge, probe, report, submit
+from tasks.slots import lease_gpus
 
 
 @dataclass
@@ -67,6 +77,12 @@ class Run:
         if link.parent not in self.scores:
             self.evaluate(parent)
         judge(self.work, self.base, self.parts, link, self.scores[link.key], self.scores[link.parent], decision)
+        self.show_chain()
+
+    def show_chain(self) -> None:
+        """Shows on Prefect's page how far the chain is."""
+        base = metrics_of(self.work, self.scores[""], self.parts, self.data["download"]) if "" in self.scores else None
+        show_chain(chain_so_far(self.work, base))
 
     def submit(self, link: Link) -> None:
         """Predictions and, for a verifier, the submission from a link; why there is none is in the report, too."""
@@ -95,12 +111,22 @@ class Run:
         return probes.forgetting(self.work.recipe, self.links, asked)
 
 
-def open_workspace(recipe: Recipe, execution: str | None) -> Workspace:
-    """The workspace of one execution, in the stores that the recipe's blocks name, else in its folders."""
+@contextmanager
+def open_workspace(recipe: Recipe, execution: str | None, hold: Hold | None = None) -> Iterator[Workspace]:
+    """The workspace of one execution, in the stores that the recipe's blocks name, else in its folders; within it, a flow's
+    artifacts are sent to Prefect.
+
+    Args:
+        hold: waits for the engine's GPUs; default: for their locks, and where a Prefect server is configured for its slots.
+    """
+    end_with_named_parent()  # a worker's run whose worker is killed saves and ends
+    hold = hold or (lease_gpus if PREFECT_API_URL.value() else hold_gpus)
     storage = recipe.storage
     artifacts = ArtifactStore.load(storage.artifact_block).open() if storage.artifact_block else None
     chain = CheckpointStore.load(storage.checkpoint_block).open(recipe.chain) if storage.checkpoint_block else None
-    return Workspace(recipe, execution or new_execution(), artifacts, chain)
+    with Workspace(recipe, execution or new_execution(), artifacts, chain, hold) as work:
+        with open_outbox(lambda text: work.emit("notice", text=text)):
+            yield work
 
 
 def prepare(work: Workspace, decision: Decision | None = None) -> Run:
@@ -112,6 +138,8 @@ def prepare(work: Workspace, decision: Decision | None = None) -> Run:
     run = Run(work, base, data, links, {link.key for link in links})
     if work.recipe.grpo and any(link.kind == "grpo" for link in links):
         run.check_prompts()
+    if links:
+        run.show_chain()
     return run
 
 

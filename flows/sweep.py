@@ -1,11 +1,7 @@
 """A sweep as a flow: the data stages once, then every trial's pipeline, side by side, and one table of what was found."""
 
-import os
-import shutil
-import subprocess
 import sys
 from datetime import UTC, datetime
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +19,7 @@ from flows.prepare import open_workspace, prepare_data
 from flows.sweep_table import artifact_rows, sweep_table
 from mathtune.comparison import read_scored
 from mathtune.errors import RecipeError
+from mathtune.gpus import visible_gpus
 from mathtune.recipe_source import Name
 from mathtune.sweep import Sweep
 from mathtune.sweep_record import SweepRecord, TrialRecord, as_csv, empty_record, judged
@@ -130,20 +127,6 @@ def gpu_places(plan: Sweep, parallel: int) -> list[str | None]:
         raise RecipeError(f"{parallel} trials at a time, {each} GPU{'s' if each > 1 else ''} each: {len(gpus)} are visible",
                           where="--parallel", remedy=f"--parallel {max(1, len(gpus) // each)}")
     return [",".join(gpus[i * each:(i + 1) * each]) for i in range(parallel)]
-
-
-def visible_gpus() -> list[str]:
-    """The GPUs that a program started here would see; asks the driver's own tool, since torch stays out of this process.
-
-    CUDA takes the devices named before the first that is none, such as -1 (its programming guide, CUDA_VISIBLE_DEVICES).
-    """
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
-        names = (name.strip() for name in os.environ["CUDA_VISIBLE_DEVICES"].split(","))
-        return list(takewhile(lambda name: name and not name.startswith("-"), names))
-    if shutil.which("nvidia-smi") is None:
-        return []
-    listed = subprocess.run(["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True)
-    return listed.stdout.split() if listed.returncode == 0 else []
 
 
 def show_sweep(console: Console, plan: Sweep, parallel: int, deployment: str | None) -> None:

@@ -28,6 +28,7 @@ from mathtune.events import Emit
 from mathtune.exit_status import DEVICE_FAULT, ORPHANED, OUT_OF_MEMORY, STOPPED
 from mathtune.jobs import JOB, GrpoJob, InspectJob, Job, MeasureJob, ScoreJob, SftJob, TokeniseJob
 
+MOST_FILES = 64  # that the control plane has a rank keep open
 PEER_SECONDS = 5  # in which the control plane sees that another rank ended, and ends this one
 HOST_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 
@@ -143,6 +144,7 @@ def serve(path: str) -> int:
     """Takes jobs from a Unix socket until it closes."""
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(path)
+    socket.recv_fds(connection, 1, MOST_FILES)  # the locks of its GPUs: held until this process is gone
     lock = threading.Lock()
 
     def emit(event: str, **fields: Any) -> None:

@@ -7,12 +7,14 @@ process is passed on: the engine saves and stops first.
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
 from mathtune.engine_process import EngineDied, EngineProcess
 from mathtune.errors import BadNumbers, EngineError, Interrupted, MathtuneError, OutOfMemory, from_dict
 from mathtune.events import Event
+from mathtune.gpus import Held, no_gpus
 from mathtune.jobs import InspectJob, Job
 
 STOP_SECONDS = 15  # a preempted machine gives 20 to 30; what is not saved by then is done again
@@ -28,13 +30,16 @@ class EngineClient:
         silent_seconds: without an event after which a working engine is taken for dead (a fetch from the Hub may last).
         environment: variables of the process, over those that every engine has.
         nice: how much its priority is below this process's.
+        hold: waits for so many GPUs, one a rank, and holds them until the engine is gone.
     """
 
     def __init__(self, log: Path, on_event: Callable[[Event], None], restarts: int = 2, silent_seconds: float = 1200,
-                 environment: dict[str, str] | None = None, nice: int = 0):
+                 environment: dict[str, str] | None = None, nice: int = 0,
+                 hold: Callable[[int], AbstractContextManager[Held]] = no_gpus):
         self.log, self.on_event, self.restarts, self.silent_seconds = log, on_event, restarts, silent_seconds
-        self.environment, self.nice = environment or {}, nice
+        self.environment, self.nice, self.hold = environment or {}, nice, hold
         self._process: EngineProcess | None = None
+        self._gpus = ExitStack()  # that are held
         self._busy = self._ended = False
 
     def __enter__(self) -> "EngineClient":
@@ -88,6 +93,7 @@ class EngineClient:
         if self._process:
             self._process.close()
         self._process, self._busy = None, False
+        self._gpus.close()
 
     def kill(self) -> None:
         """Kills the engine and all that it started, from whatever thread: the job at work sees it die, and no other begins."""
@@ -117,7 +123,8 @@ class EngineClient:
     def _start(self, ranks: int) -> None:
         if self._ended:
             raise EngineDied("the end of what it was for")
-        self._process = EngineProcess(self.log, ranks, self.environment, self.nice)
+        held = self._gpus.enter_context(self.hold(ranks))
+        self._process = EngineProcess(self.log, ranks, {**held.environment, **self.environment}, self.nice, held.descriptors)
         try:
             for event in self._process.await_ready():
                 self.on_event(event)

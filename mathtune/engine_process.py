@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,13 +51,15 @@ class EngineProcess:
         ranks: processes that train together.
         variables: of its environment, over those that every engine has.
         nice: how much its priority is below this process's.
+        descriptors: of files that every rank keeps open.
 
     Attributes:
         pid: of the engine, or of the launcher of its ranks.
     """
 
-    def __init__(self, log: Path, ranks: int, variables: dict[str, str], nice: int):
-        self.log, self.ranks = log, ranks
+    def __init__(self, log: Path, ranks: int, variables: dict[str, str], nice: int,
+                 descriptors: Sequence[int] = ()):
+        self.log, self.ranks, self._descriptors = log, ranks, descriptors
         self._pids: list[int] = []  # of the ranks that are ready
         self._connections = selectors.DefaultSelector()
         self._pending: list[Event] = []
@@ -85,6 +88,9 @@ class EngineProcess:
         while len(self._connections.get_map()) < self.ranks:
             try:
                 connection, _ = self._listener.accept()
+                with suppress(OSError):  # it ended, which its connection says
+                    # not inherited, for a rank gets nothing from its launcher but standard input and output
+                    socket.send_fds(connection, [b"\n"], self._descriptors)
                 self._connections.register(connection, selectors.EVENT_READ, _Peer())
             except TimeoutError:
                 self._check_starting(deadline)

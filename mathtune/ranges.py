@@ -76,7 +76,8 @@ def check_asked(start: int | None, end: int | None, next: int | None) -> None:
         raise RangeError("--next and --start or --end contradict each other", where="range",
                          remedy="give --next, or --start and --end")
     if next is None and (start is None or end is None):
-        raise RangeError("give --start and --end, or --next", where="range", remedy="for example --next 1000")
+        raise RangeError("give its start and end, or how many of the next rows", where="range",
+                         remedy="--next 1000, or as a deployment's parameter next=1000")
 
 
 def replayed_positions(wanted: Range, trained: list[Range], fraction: float, seed: int) -> np.ndarray:

@@ -6,6 +6,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from mathtune.errors import StoreError
 from mathtune.events import Event
 from mathtune.files import disk_errors, write_atomically, write_json
 from mathtune.folders import open_folders
+from mathtune.gpus import Hold, hold_gpus, no_gpus
 from mathtune.recipe import Recipe
 from mathtune.recipe_file import dump_recipe
 from mathtune.store import ArtifactStore
@@ -55,9 +57,11 @@ class Workspace:
         execution: name of this execution; its events go to ``RUNS/NAME/executions/EXECUTION/events.jsonl``.
         artifacts: the artifact store; default: in ``storage.root/artifacts``.
         chain: the recipe's chain; default: in ``storage.root/chains``.
+        hold: waits for the engine's GPUs, where it may use any.
     """
 
-    def __init__(self, recipe: Recipe, execution: str, artifacts: ArtifactStore | None = None, chain: Chain | None = None):
+    def __init__(self, recipe: Recipe, execution: str, artifacts: ArtifactStore | None = None, chain: Chain | None = None,
+                 hold: Hold = hold_gpus):
         root, local = recipe.storage.root, Path(recipe.storage.local)
         self.recipe = recipe
         self.cache = local / "models"
@@ -74,8 +78,10 @@ class Workspace:
                              remedy="choose other folders with storage.root and storage.runs") from error
         self.listeners: list[Callable[[Event], None]] = []
         hardware = recipe.hardware
+        hold = no_gpus if hardware.device == "cpu" else hold
         self.engine = EngineClient(self.folder / "engine.log", self.handle, hardware.engine_restarts,
-                                   silent_seconds=60 * hardware.hang_minutes)
+                                   silent_seconds=60 * hardware.hang_minutes,
+                                   hold=partial(hold, run=recipe.name, emit=self.emit))
         self.emit("begin", recipe=recipe.name, execution=execution, pid=os.getpid())
 
     def __enter__(self) -> "Workspace":

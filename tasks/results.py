@@ -51,7 +51,7 @@ def report(work: Workspace, record: RunRecord, scores: dict[str, Artifact], data
 
     def write_and_show() -> Outcome:
         outcome = reporting.report(work, record, scores, data)
-        show_run(work, record, outcome.value.markdown)
+        show_run(record, outcome.value)
         return replace(outcome, value=outcome.value.page)
 
     return run_stage(work, "report", write_and_show)

@@ -6,7 +6,8 @@ dangle (a deleted file still gives Cached) and a lost database would recompute e
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from prefect import task
@@ -15,8 +16,10 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed, State
 
 from mathtune.errors import MachineError
+from mathtune.events import Event
 from mathtune.stages import Outcome
 from mathtune.workspace import Workspace
+from tasks.progress import StageProgress
 
 NETWORK = {"retries": 3, "retry_delay_seconds": [2, 10, 30]}
 
@@ -45,18 +48,38 @@ def run_stage(work: Workspace, title: str, body: Callable[[], Outcome]) -> State
     work.emit("stage", title=title, state="started")
     began = time.monotonic()
     known_damage = len(work.artifacts.damaged)
-    try:
-        outcome = body()
-    except Exception as error:
-        work.emit("stage", title=title, state="failed", text=str(error))
-        raise
-    for damage in work.artifacts.damaged[known_damage:]:
-        work.emit("notice", text=damage)
+    with logged(work), StageProgress(work, title) as progress:
+        try:
+            outcome = body()
+        except Exception as error:
+            work.emit("stage", title=title, state="failed", text=str(error))
+            raise
+        for damage in work.artifacts.damaged[known_damage:]:
+            work.emit("notice", text=damage)
+        progress.done(outcome.summary)
     work.seconds[title] = round(time.monotonic() - began, 3)
     state = "cached" if outcome.cached else "done"
     work.emit("stage", title=title, state=state, text=outcome.summary, seconds=work.seconds[title])
-    get_run_logger().info("%s: %s", title, outcome.summary)
+    # Prefect logs the state with its message: the stage's one line
     return Completed(name="Cached" if outcome.cached else None, message=outcome.summary, data=outcome.value)
+
+
+@contextmanager
+def logged(work: Workspace) -> Iterator[None]:
+    """Within it, what a person should read of the workspace's events stands in Prefect's log of this task run."""
+    logger = get_run_logger()
+
+    def listen(event: Event) -> None:
+        if event["event"] in ("notice", "stopped"):
+            logger.warning("%s", event["text"])
+        elif event["event"] == "resumed":
+            logger.info("goes on from step %s", event["step"])
+
+    work.listeners.append(listen)
+    try:
+        yield
+    finally:
+        work.listeners.remove(listen)
 
 
 def may_pass(_task, _task_run, state: State) -> bool:

@@ -226,7 +226,7 @@ def test_labels_in_words_are_mapped_where_the_recipe_says_so(command, write_reci
 @pytest.mark.parametrize(("changes", "arguments", "message"), [
     ({"chunks": {"size": 96, "end": 99_999}}, ["run"], "beyond the pool"),
     ({}, ["train", "--start", "5", "--end", "5"], "holds no rows"),
-    ({}, ["train"], "give --start and --end, or --next"),
+    ({}, ["train"], "give its start and end, or how many of the next rows"),
     ({"validation": {"rows": 590}}, ["run"], "590"),
     ({"lora": {"targets": ["no_such_proj"]}}, ["run"], "no_such_proj"),
 ], ids=["range beyond the pool", "start = end", "no range", "too much validation", "no such target"])

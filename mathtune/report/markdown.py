@@ -3,7 +3,7 @@
 import base64
 from typing import Any
 
-from mathtune.figures import Interval, VerifierMetrics
+from mathtune.figures import Comparison, Interval, SolverMetrics, VerifierMetrics
 from mathtune.report import submission, tables, words
 from mathtune.report.charts import Chart
 from mathtune.run_record import RunRecord
@@ -44,17 +44,22 @@ def run_markdown(record: RunRecord, pictures: dict[Chart, bytes]) -> str:
 
 
 def link_rows(record: RunRecord) -> list[dict[str, str]]:
-    """A row for the base and for every link, in the order of the chain."""
-    rows = [{"link": "base", "rows": "", "accuracy": figure(record.base.accuracy), "n": f"{record.base.accuracy.n:,}",
-             "points vs. parent": "", "p": "", "adapter": ""}] if record.base else []
-    for link in record.links:
-        versus = link.versus_parent
-        rows.append({"link": words.link_title(link), "rows": words.link_range(link),
-                     "accuracy": figure(link.metrics.accuracy) if link.metrics else words.UNDEFINED,
-                     "n": f"{link.metrics.accuracy.n:,}" if link.metrics else "",
-                     "points vs. parent": words.points(versus) if versus else words.UNDEFINED,
-                     "p": words.p_value(versus.p) if versus else words.UNDEFINED, "adapter": link.adapter_digest[:8]})
-    return rows
+    """A row for the base, for every link in the order of the chain, and for what was rejected or skipped on the way."""
+    rows = [_link_row("base", "", record.base, None, "", "")] if record.base else []
+    placed = [(link.number, _link_row(words.link_title(link), words.link_range(link), link.metrics, link.versus_parent,
+                                      link.verdict, link.adapter_digest[:8])) for link in record.links]
+    placed += [(link.number, _link_row(link.title, "", None, link.versus_parent, link.verdict, ""))
+               for link in record.left_out]
+    return rows + [row for _, row in sorted(placed, key=lambda one: one[0])]
+
+
+def _link_row(title: str, rows: str, metrics: VerifierMetrics | SolverMetrics | None, versus: Comparison | None, verdict: str,
+              adapter: str) -> dict[str, str]:
+    return {"link": title, "rows": rows, "accuracy": figure(metrics.accuracy) if metrics else words.UNDEFINED,
+            "n": f"{metrics.accuracy.n:,}" if metrics else "",
+            "points vs. parent": words.points(versus) if versus else "" if title == "base" else words.UNDEFINED,
+            "p": words.p_value(versus.p).removeprefix("p ").removeprefix("= ") if versus else "", "verdict": verdict,
+            "adapter": adapter}
 
 
 def confusion_rows(metrics: VerifierMetrics) -> list[dict[str, str]]:

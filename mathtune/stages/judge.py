@@ -38,6 +38,7 @@ def judge(work: Workspace, base: dict[str, Any], parts: Artifact, link: Link, sc
                            remedy="the same command with --accept takes it all the same, with --skip leaves its rows out; "
                            "or change the recipe for this range, for example sft.learning_rate")
     verdict = {None: "accepted", "accept": "accepted by a person", "skip": "skipped"}[word]
+    work.chain.write_record(link, {"versus_parent": versus.model_dump(mode="json")})
     work.chain.settle(link, chain_pins(work, base, parts), verdict)
     return Outcome(verdict, False, f"{verdict}: {comparison_text(versus)}")
 

@@ -10,7 +10,7 @@ from typing import Any
 from mathtune import __version__
 from mathtune.chain import Chain, Link
 from mathtune.digests import digest_value
-from mathtune.figures import Forgetting
+from mathtune.figures import Forgetting, SolverMetrics, VerifierMetrics
 from mathtune.metrics import compare
 from mathtune.recipe_file import dump_recipe
 from mathtune.report.build import build_report
@@ -78,6 +78,20 @@ def make_record(work: Workspace, links: list[Link], served: set[str], scores: di
         pins=work.chain.pins() or {}, seconds=work.seconds)
 
 
+def chain_so_far(work: Workspace, base: VerifierMetrics | SolverMetrics | None) -> RunRecord:
+    """What the chain itself knows of its links, read and not computed: what is shown between two links.
+
+    Args:
+        base: figures of the base without an adapter, where they are known.
+    """
+    entries = [(entry, work.chain.record(entry.link)) for entry in work.chain.entries() if entry.accepted]
+    links = [LinkRecord(number=entry.link.number, kind=entry.link.kind, start=entry.link.start, end=entry.link.end,
+                        adapter_digest=entry.link.adapter_digest, link_id=entry.link.key, verdict=entry.verdict,
+                        metrics=known.get("metrics"), versus_parent=known.get("versus_parent")) for entry, known in entries]
+    return RunRecord(name=work.recipe.name, chain=work.chain.name, task=work.recipe.task, created=datetime.now(UTC),
+                     base_model=work.recipe.model.base, base=base, links=links, left_out=left_out(work.chain))
+
+
 def left_out(chain: Chain) -> list[LeftOut]:
     """The links that were skipped, and those that wait for a person's word."""
     links = [(entry.link, "skipped") for entry in chain.entries() if entry.verdict == "skipped"]
@@ -93,10 +107,12 @@ class Report:
     Attributes:
         page: the HTML file in the run's folder.
         markdown: its figures and pictures for whoever shows no HTML.
+        errors: every wrong answer of the last evaluated link.
     """
 
     page: str
     markdown: str
+    errors: list[dict[str, Any]]
 
 
 def report(work: Workspace, record: RunRecord, scores: dict[str, Artifact], data: dict[str, Artifact]) -> Outcome:
@@ -123,7 +139,7 @@ def report(work: Workspace, record: RunRecord, scores: dict[str, Artifact], data
     if work.recipe.tracking and not page.cached:
         pictures = {title: page.path(name) for title, name in page.facts["pictures"].items()}
         log_report(work.recipe.tracking, record, key_figures(record), pictures, work.emit)
-    return Outcome(Report(str(target), page.path("report.md").read_text()), page.cached, str(target))
+    return Outcome(Report(str(target), page.path("report.md").read_text(), errors), page.cached, str(target))
 
 
 def draw(record: RunRecord, errors: list[dict[str, Any]], recipe: str, folder: Path) -> dict[str, Any]:

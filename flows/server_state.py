@@ -1,0 +1,204 @@
+"""What a team's Prefect server must hold, and whether one does: pool, blocks, limits, automations, deployments, leases.
+
+It reads the server once and looks at what was read, so that each check is plain. Leaves out making what is missing
+(``deployments.bootstrap``) and starting the server (``deployments.server``).
+"""
+
+from collections.abc import Callable
+from contextlib import chdir
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from httpx import HTTPError
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import WorkerFilter, WorkerFilterStatus
+from prefect.client.schemas.objects import BlockDocument, WorkPool
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.events.schemas.automations import Automation
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.settings import PREFECT_API_URL
+
+from flows.automations import RESTART, ZOMBIE, automations, says
+from flows.deploy_file import differences, find_file, folder_of, read_file, wanted_deployments
+from flows.findings import Finding
+from mathtune.errors import MachineError
+from storage import ArtifactStore, CheckpointStore
+from tasks.deployment import SECRETS, secret_block
+
+POOL, POOL_TYPE = "gpu", "process"
+BLOCK = "default"
+BLOCKS = {ArtifactStore: "artifacts", CheckpointStore: "chains"}  # and the folder of each below .mathtune/
+LEASES = "prefect.server.concurrency.lease_storage.filesystem"
+MEMORY = "prefect.server.concurrency.lease_storage.memory"
+BOOTSTRAP = "python -m deployments.bootstrap"
+SERVER = "python -m deployments.server"
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """What was read of a server."""
+
+    lease_storage: str
+    pools: dict[str, WorkPool]
+    online: dict[str, int]  # workers of each pool
+    blocks: dict[str, BlockDocument]  # the document of each of BLOCKS, by its type's slug
+    secrets: frozenset[str]  # names of SECRETS whose block is there
+    automations: dict[str, Automation]
+    deployments: dict[str, DeploymentResponse]  # by full name
+
+    @property
+    def pool(self) -> str:
+        """The pool that the deployments are run by."""
+        return next((one.work_pool_name for one in self.deployments.values() if one.work_pool_name), POOL)
+
+    @property
+    def home(self) -> Path | None:
+        """The folder that the deployments' runs work in."""
+        return next((folder for one in self.deployments.values() if (folder := folder_of(one))), None)
+
+
+def api_url() -> str:
+    """Of the configured server.
+
+    Raises:
+        MachineError: none is configured.
+    """
+    if url := PREFECT_API_URL.value():
+        return url
+    raise MachineError("no Prefect server is configured", where="PREFECT_API_URL",
+                       remedy=f"{SERVER}, then export PREFECT_API_URL=http://127.0.0.1:4200/api")
+
+
+def read_state() -> ServerState:
+    """Reads the configured server.
+
+    Raises:
+        MachineError: none is configured, it does not answer, or it does not accept this login.
+    """
+    url = api_url()
+    try:
+        with get_client(sync_client=True) as client:
+            return _read(client)
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code != 401:
+            raise MachineError(f"the server answers {error.response.status_code}", where=url,
+                               remedy="read the server's log") from error
+        raise MachineError("the server does not accept this login", where=url,
+                           remedy="export PREFECT_API_AUTH_STRING=user:password, its PREFECT_SERVER_API_AUTH_STRING") from error
+    except (HTTPError, RuntimeError) as error:  # RuntimeError: "Failed to reach API"
+        raise MachineError(f"the server does not answer: {error}", where=url,
+                           remedy=f"{SERVER}, or unset PREFECT_API_URL") from error
+
+
+def _read(client: SyncPrefectClient) -> ServerState:
+    settings = client.request("GET", "/admin/settings").json()
+    pools = {pool.name: pool for pool in client.read_work_pools()}
+    online = WorkerFilter(status=WorkerFilterStatus(any_=["ONLINE"]))
+    return ServerState(
+        lease_storage=settings["server"]["concurrency"]["lease_storage"],
+        pools=pools,
+        online={name: len(client.read_workers_for_work_pool(name, worker_filter=online)) for name in pools},
+        blocks={block.get_block_type_slug(): document for block in BLOCKS
+                if (document := _document(client, block.get_block_type_slug(), BLOCK))},
+        secrets=frozenset(name for name in SECRETS if _document(client, "secret", secret_block(name))),
+        automations={one.name: one for one in client.read_automations() if one.name in (ZOMBIE, RESTART)},
+        deployments=_deployments(client))
+
+
+def _document(client: SyncPrefectClient, slug: str, name: str) -> BlockDocument | None:
+    try:
+        return client.read_block_document_by_name(name, slug, include_secrets=False)
+    except ObjectNotFound:
+        return None
+
+
+def _deployments(client: SyncPrefectClient) -> dict[str, DeploymentResponse]:
+    flows, found = {flow.id: flow.name for flow in client.read_flows()}, client.read_deployments()
+    return {f"{flows[one.flow_id]}/{one.name}": one for one in found if one.flow_id in flows}
+
+
+def examine_server() -> list[Finding]:
+    """Every check of the configured server."""
+    try:
+        state = read_state()
+    except MachineError as error:
+        return [Finding("Prefect", False, f"{error.where}: {error.what}", error.remedy)]
+    checks: list[Callable[[ServerState], Finding]] = [check_leases, check_pool, check_worker, check_blocks, check_automations,
+                                                      check_deployments, check_secrets]
+    return [Finding("Prefect", True, f"server at {api_url()} answers"), *(check(state) for check in checks)]
+
+
+def check_leases(state: ServerState) -> Finding:
+    """A slot's holder is forgotten by a restart of the server whose leases lie in memory, and live training is stopped."""
+    name = state.lease_storage.rpartition(".")[2]
+    return Finding("leases", state.lease_storage != MEMORY, f"in the server's {name}; lost at its restart" if name == "memory"
+                   else f"kept ({name})", f"stop the server and start it by {SERVER}")
+
+
+def check_pool(state: ServerState) -> Finding:
+    if state.pool not in state.pools:
+        return Finding("pool", False, f"no work pool {state.pool}", BOOTSTRAP)
+    pool = state.pools[state.pool]
+    if pool.is_paused:
+        return Finding("pool", False, f"{pool.name} is paused", f"prefect work-pool resume {pool.name}")
+    limit = "" if pool.concurrency_limit is None else f", {pool.concurrency_limit} runs at a time"
+    return Finding("pool", True, f"{pool.name} ({pool.type}{limit})")
+
+
+def check_worker(state: ServerState) -> Finding:
+    count = state.online.get(state.pool, 0)
+    return Finding("worker", count > 0, f"{count} online", f"prefect worker start --pool {state.pool}")
+
+
+def check_blocks(state: ServerState) -> Finding:
+    missing = [slug for block in BLOCKS if (slug := block.get_block_type_slug()) not in state.blocks]
+    if missing:
+        return Finding("blocks", False, "no document " + ", ".join(f"{slug}/{BLOCK}" for slug in missing), BOOTSTRAP)
+    return Finding("blocks", True, ", ".join(document.data["root"] for document in state.blocks.values()))
+
+
+def check_automations(state: ServerState) -> Finding:
+    """They are there, enabled, and hold for every deployment of the file."""
+    missing = [name for name in (ZOMBIE, RESTART) if name not in state.automations]
+    if missing:
+        return Finding("automations", False, "none of the name " + ", ".join(map(repr, missing)), BOOTSTRAP)
+    if off := [name for name, one in state.automations.items() if not one.enabled]:
+        return Finding("automations", False, "disabled: " + ", ".join(map(repr, off)),
+                       "; ".join(f"prefect automation resume {name!r}" for name in off))
+    ids = [state.deployments[name].id for name in _file_deployments(state) if name in state.deployments]
+    if off := [one.name for one in automations(ids) if says(one) != says(state.automations[one.name])]:
+        return Finding("automations", False, "not as they should be: " + ", ".join(map(repr, off)), BOOTSTRAP)
+    return Finding("automations", True, "silent runs are crashed, crashed runs start again")
+
+
+def check_deployments(state: ServerState) -> Finding:
+    """Those of the file are there as it says, and the folder of their runs is."""
+    home = state.home or Path.cwd()
+    remedy = f"{BOOTSTRAP} --home {home}"
+    if not home.is_dir():
+        return Finding("deployments", False, f"their folder {home} is gone", f"{BOOTSTRAP} --home FOLDER")
+    wanted = _file_deployments(state)
+    if missing := [name for name in wanted if name not in state.deployments]:
+        return Finding("deployments", False, "not deployed: " + ", ".join(missing), remedy)
+    with chdir(home):  # a form offers the recipes of the folder
+        off = {name: found for name, values in wanted.items() if (found := differences(values, state.deployments[name]))}
+    if off:
+        seen = "; ".join(f"{name}: other {', '.join(found)}" for name, found in off.items())
+        return Finding("deployments", False, seen, remedy)
+    return Finding("deployments", True, f"{len(wanted)}, working in {home}")
+
+
+def _file_deployments(state: ServerState) -> dict[str, dict[str, Any]]:
+    home = state.home or Path.cwd()
+    with chdir(home if home.is_dir() else Path.cwd()):
+        wanted = wanted_deployments(read_file(find_file(home)))
+    for values in wanted.values():
+        values["work_pool"] = {**values.get("work_pool", {}), "name": state.pool}
+    return wanted
+
+
+def check_secrets(state: ServerState) -> Finding:
+    """They are optional; only whether they are there is said."""
+    seen = ", ".join(f"{name} {'there' if name in state.secrets else 'not there'}" for name in SECRETS)
+    return Finding("secret blocks", True, seen)

@@ -1,0 +1,158 @@
+"""A GPU's slot at the Prefect server, over the machine's own lock: for containers that share no folder, and for people to see.
+
+Each GPU is a global concurrency limit, ``gpu:UUID``, of which a job holds a lease. The lease of a killed holder is over after
+a minute. A server that does not answer holds up nobody: the job goes on by the machine's lock, and asks again meanwhile.
+
+``prefect.concurrency`` is not used: its slot ends with the task that took it, which an engine outlives, and it gives a lease
+up after the third renewal that fails, which a server's restart outlasts.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import copy_context
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+from prefect.client.schemas.objects import ConcurrencyLeaseHolder
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.runtime import flow_run
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+from mathtune.events import Emit
+from mathtune.files import HOST
+from mathtune.gpus import Gpu, Held, Taken, hold_gpus
+
+LEASE_SECONDS = 60  # the shortest that Prefect has
+RENEW_SECONDS = 15
+ANSWER_SECONDS = 10  # in which a server answers, or is away
+END_SECONDS = 5  # for a slot to be given back; else it is free when its lease is over
+AWAY = (httpx.HTTPError, RuntimeError)  # RuntimeError: "Failed to reach API"
+IN_MEMORY = "prefect.server.concurrency.lease_storage.memory"
+
+
+@contextmanager
+def lease_gpus(count: int, run: str, emit: Emit) -> Iterator[Held]:
+    """``hold_gpus``, with the slot of each at the Prefect server."""
+    with hold_gpus(count, run, emit, Slots(emit).claim) as held:
+        yield held
+
+
+def limit_of(gpu: Gpu) -> str:
+    """The name of a GPU's limit: by its UUID it is the same in every container."""
+    return f"gpu:{gpu.uuid or f'{HOST}:{gpu.name}'}".replace("/", "_")
+
+
+class Slots:
+    """What one job has of the server's slots.
+
+    Args:
+        emit: told once why there are none.
+    """
+
+    def __init__(self, emit: Emit):
+        self._emit = emit
+        self._alone = False  # by the machine's lock
+
+    @contextmanager
+    def claim(self, gpu: Gpu) -> Iterator[None]:
+        """Holds the slot of a GPU, as soon as the server gives one.
+
+        Raises:
+            Taken: somebody else has it.
+        """
+        lease = Lease(limit_of(gpu), self._first(gpu))
+        try:
+            yield
+        finally:
+            lease.close()
+
+    def _first(self, gpu: Gpu) -> UUID | None:
+        if self._alone:
+            return None
+        try:
+            with answering() as client:
+                if survive(client):
+                    lease = acquire(client, limit_of(gpu))
+                    if lease is None:
+                        raise Taken(f"{gpu.name} is taken elsewhere (Prefect's limit {limit_of(gpu)})")
+                    return lease
+            why = "which keeps them in memory (PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE)"
+        except AWAY as error:
+            why = type(error).__name__
+        self._alone = True
+        self._emit("notice", text=f"no slot from Prefect's server, {why}: a GPU is held by this machine's lock alone")
+        return None
+
+
+class Lease:
+    """The lease of a limit's slot, renewed by a thread; one that was lost, or could not be had yet, is asked for again.
+
+    Args:
+        limit: its name.
+        lease: its id, once there is one.
+    """
+
+    def __init__(self, limit: str, lease: UUID | None):
+        self._limit, self._lease = limit, lease
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=copy_context().run, args=(self._keep,), name=f"lease {limit}", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Gives it back, if the server answers soon."""
+        self._over.set()
+        self._thread.join(END_SECONDS)
+
+    def _keep(self) -> None:
+        while not self._over.wait(RENEW_SECONDS):
+            with suppress(*AWAY), answering() as client:
+                if self._lease is None or not renew(client, self._lease):
+                    self._lease = None
+                    self._lease = acquire(client, self._limit) if survive(client) else None
+        if self._lease is not None:
+            with suppress(*AWAY), answering() as client:
+                client.release_concurrency_slots_with_lease(self._lease)
+
+
+@contextmanager
+def answering() -> Iterator[SyncPrefectClient]:
+    """A client that gives a server up soon. Raises one of ``AWAY`` then."""
+    with (temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
+          get_client(sync_client=True, httpx_settings={"timeout": ANSWER_SECONDS}) as client):
+        yield client
+
+
+def survive(client: SyncPrefectClient) -> bool:
+    """Whether leases survive a restart of the server. Else the slot of a job that it met would be taken for ever."""
+    return client.request("GET", "/admin/settings").json()["server"]["concurrency"]["lease_storage"] != IN_MEMORY
+
+
+def acquire(client: SyncPrefectClient, limit: str) -> UUID | None:
+    """A lease of one slot of a limit, which is made where it is missing; None: none is free."""
+    try:
+        client.read_global_concurrency_limit_by_name(limit)
+    except ObjectNotFound:
+        with suppress(ObjectAlreadyExists):
+            client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=limit, limit=1))
+    holder = ConcurrencyLeaseHolder(type="flow_run", id=flow_run.id) if flow_run.id else None
+    try:
+        answer = client.increment_concurrency_slots_with_lease([limit], 1, "concurrency", LEASE_SECONDS, holder)
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code in (423, 422):  # locked; 422: somebody set the limit to 0
+            return None
+        raise
+    return UUID(answer.json()["lease_id"])
+
+
+def renew(client: SyncPrefectClient, lease: UUID) -> bool:
+    """Whether the lease was still there."""
+    try:
+        client.renew_concurrency_lease(lease, LEASE_SECONDS)
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code == 410:
+            return False
+        raise
+    return True
