@@ -1,6 +1,7 @@
 """An engine that waits for the next run when one is done with it: starting one takes seconds. Holds no test."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from mathtune.engine_process import EngineProcess
@@ -13,8 +14,10 @@ class Keeper:
     def __init__(self):
         self.idle: KeptEngine | None = None
 
-    def take(self, log: Path, ranks: int, variables: dict[str, str], nice: int) -> "KeptEngine":
-        """In place of ``EngineProcess``."""
+    def take(self, log: Path, ranks: int, variables: dict[str, str], nice: int, descriptors: Sequence[int]) -> EngineProcess:
+        """In place of ``EngineProcess``; one that holds locks of GPUs is not kept."""
+        if descriptors:
+            return EngineProcess(log, ranks, variables, nice, descriptors)
         asked = (ranks, variables, nice, os.getcwd(), {**os.environ, "PYTEST_CURRENT_TEST": ""})
         if self.idle and self.idle.asked == asked and self.idle.working:
             engine, self.idle = self.idle, None
