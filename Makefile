@@ -3,6 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+PYTEST := $(BIN)/python -m pytest -n $(or $(WORKERS),2) --dist loadfile
 
 .PHONY: demo test test-fast test-long crash-test lint lock clean
 
@@ -16,11 +17,11 @@ demo: $(STAMP)  ## a verifier in three chunks, then a solver by SFT and GRPO; no
 	$(BIN)/mathtune run recipes/demo.yaml
 	$(BIN)/mathtune run recipes/demo_solver.yaml
 
-test: $(STAMP)  ## everything but what is marked long
-	$(BIN)/python -m pytest -m "not long"
+test: $(STAMP)  ## everything but what is marked long; WORKERS=1 for one test at a time, as plain pytest does
+	$(PYTEST) -m "not long"
 
 test-fast: $(STAMP)  ## under three minutes
-	$(BIN)/python -m pytest -m "not slow and not long"
+	$(PYTEST) -m "not slow and not long"
 
 test-long: $(STAMP)  ## learning and crash rounds
 	$(BIN)/python -m pytest -m long

@@ -23,16 +23,20 @@ def local_server() -> Iterator[None]:
     """Prefect's server, for what is done within; the user's own where one is configured."""
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
+    from tasks.servers import RUNS_OWN
+
     if PREFECT_API_URL.value():
         yield
         return
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
         server = start(listener)
+    token = RUNS_OWN.set(True)
     try:
         with temporary_settings({PREFECT_API_URL: url}):
             yield
     finally:
+        RUNS_OWN.reset(token)
         end(server)
 
 

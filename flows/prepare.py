@@ -5,8 +5,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from prefect.settings import PREFECT_API_URL
-
 from mathtune.chain import Link
 from mathtune.errors import TrainingError
 from mathtune.figures import Forgetting
@@ -25,6 +23,7 @@ from tasks.artifacts import show_chain
 from tasks.data import balance, check_base, download, leaks, prompt_leaks, split
 from tasks.outbox import open_outbox
 from tasks.results import evaluate, judge, probe, report, submit
+from tasks.servers import is_configured
 from tasks.slots import lease_gpus
 
 
@@ -120,7 +119,7 @@ def open_workspace(recipe: Recipe, execution: str | None, hold: Hold | None = No
         hold: waits for the engine's GPUs; default: for their locks, and where a Prefect server is configured for its slots.
     """
     end_with_named_parent()  # a worker's run whose worker is killed saves and ends
-    hold = hold or (lease_gpus if PREFECT_API_URL.value() else hold_gpus)
+    hold = hold or (lease_gpus if is_configured() else hold_gpus)
     storage = recipe.storage
     artifacts = ArtifactStore.load(storage.artifact_block).open() if storage.artifact_block else None
     chain = CheckpointStore.load(storage.checkpoint_block).open(recipe.chain) if storage.checkpoint_block else None

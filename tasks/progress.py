@@ -11,13 +11,13 @@ from uuid import UUID
 
 from prefect.artifacts import Artifact, ProgressArtifact
 from prefect.runtime import task_run
-from prefect.settings import PREFECT_API_URL
 
 from mathtune.events import Event
 from mathtune.report.words import loss
 from mathtune.workspace import Workspace
 from tasks import outbox
 from tasks.artifacts import artifact_key
+from tasks.servers import is_configured
 
 WORTH_SECONDS = 5  # scoring that is over before is not worth a line of its own
 DOT = " · "
@@ -121,7 +121,7 @@ class StageProgress:
         self._reading, self._began, self._shown = Reading(), clock(), False
 
     def __enter__(self) -> "StageProgress":
-        if PREFECT_API_URL.value():  # nobody watches a server in process
+        if is_configured():  # nobody watches a run's own server
             self._work.listeners.append(self._heed)
         return self
 

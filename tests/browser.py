@@ -46,9 +46,16 @@ class Page:
         return text
 
     def click(self, text: str) -> None:
-        """Clicks the smallest element that holds exactly this text."""
-        self.evaluate(f"[...document.querySelectorAll('a, button, [role=tab], [role=option], label, span, p')]"
-                      f".filter(one => one.innerText?.trim() === {json.dumps(text)}).at(-1).click()")
+        """Clicks, as a mouse does, the last of the elements that say exactly this."""
+        place = self.evaluate(f"""(() => {{
+          const found = [...document.querySelectorAll('a, button, [role=tab], [role=option], label, span, p')]
+            .filter(one => one.innerText?.trim() === {json.dumps(text)}).at(-1);
+          found.scrollIntoView({{block: 'center'}});
+          const box = found.getBoundingClientRect();
+          return {{x: box.x + box.width / 2, y: box.y + box.height / 2}};
+        }})()""")
+        for kind in ("mousePressed", "mouseReleased"):
+            self._send("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **place)
 
     def fill(self, label: str, value: str) -> None:
         """Types into the field below a label that begins so."""

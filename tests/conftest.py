@@ -99,6 +99,21 @@ def prefect_server():
 
 
 @pytest.fixture(scope="session")
+def engine_keeper():
+    from tests.engine_fixtures import Keeper
+
+    keeper = Keeper()
+    yield keeper
+    keeper.end()
+
+
+@pytest.fixture
+def one_engine(engine_keeper, monkeypatch):
+    """The runs of this process share an engine, where they would start it alike."""
+    monkeypatch.setattr("mathtune.engine_client.EngineProcess", engine_keeper.take)
+
+
+@pytest.fixture(scope="session")
 def s3_server():
     """moto's S3 server on a port of its own, found through the environment as any S3 would be; yields a bucket's URL."""
     from moto.server import ThreadedMotoServer

@@ -50,10 +50,10 @@ def run(events, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("at", "do", "ordinal", "cause", "resumed"), [
     ("checkpoint:sealed", "kill", 2, "signal SIGKILL", [2]), ("step", "segfault", 3, "signal SIGSEGV", [2]),
-    ("step", "hang", 5, "no event for 5 s", [4])])
+    ("step", "hang", 5, "no event for 15 s", [4])])
 def test_a_dead_or_silent_engine_is_replaced_and_the_bytes_are_the_same(
         run, events, whole, tiny_base, tmp_path, at, do, ordinal, cause, resumed):
-    result = run(sft_job(tiny_base, tmp_path), at, do, ordinal, silent_seconds=5 if do == "hang" else 600)
+    result = run(sft_job(tiny_base, tmp_path), at, do, ordinal, silent_seconds=15 if do == "hang" else 600)
     assert result["adapter_digest"] == whole["adapter_digest"]
     assert len(result["incidents"]) == 1 and cause in result["incidents"][0]
     assert [event["step"] for event in events.of("resumed")] == resumed

@@ -154,11 +154,11 @@ def test_a_killed_run_leaves_no_engine_and_no_server_behind(make_recipe, tmp_pat
     run, children = own_server_run(make_recipe, tmp_path)
     run.kill()
     run.wait()
-    for _ in range(200):
+    for _ in range(PATIENCE * 10):
         if not any(Path(f"/proc/{child}").exists() for child in children):
             return
         time.sleep(0.1)
-    pytest.fail("an engine or the server outlived the run by 20 s")
+    pytest.fail(f"an engine or the server outlived the run by {PATIENCE} s")
 
 
 # `mathtune`, whose terminal is the one of its standard input, as that of a shell's foreground job

@@ -22,7 +22,7 @@ from mathtune.run_record import RunRecord
 from mathtune.stages import judge as judging
 
 DEMO_TEMPLATE = "{question}\n{solution}\nAnswer: {answer}\nRight?\n"
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server", "one_engine")]
 
 
 def stages(recipe, execution):
