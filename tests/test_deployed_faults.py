@@ -28,7 +28,7 @@ from deployments.bootstrap import make_pool
 from flows.automations import automations
 from tests.server_fixtures import PATIENCE, Run, World, start, until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # the first test waits for server, deployments and two runs
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("whole", "vanished", "preempted", "away", "locked")
