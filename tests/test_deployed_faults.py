@@ -28,7 +28,7 @@ from deployments.bootstrap import make_pool
 from flows.automations import automations
 from tests.server_fixtures import PATIENCE, Run, World, start, until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # the first test waits for server, deployments and two runs
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("whole", "vanished", "preempted", "away", "locked")
@@ -192,6 +192,7 @@ def test_a_preempted_run_is_saved_and_goes_on_whoever_is_told_first(server, whol
         flow = execution.trains(worker, starts)
         fault(worker, flow)
         assert worker.wait(PATIENCE) == (-signal.SIGKILL if fault is worker_killed else 0)
+        until(lambda: execution.of("stopped"), server.world.server)  # the run of a killed worker looks for it every second
         assert [event["saved"] for event in execution.of("stopped")] == [True], fault.__name__
         assert [event["step"] for event in execution.of("resumed")] == reached[-1:]
         reached.append(execution.of("step")[-1]["step"])
