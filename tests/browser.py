@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from websockets.sync.client import connect
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
          "--disable-sync", "--no-first-run", "--hide-scrollbars", "--force-prefers-reduced-motion"]
+
+PATIENCE = 60  # seconds, on a busy machine
 
 
 class Page:
@@ -36,24 +39,21 @@ class Page:
     def text(self) -> str:
         return self.evaluate("document.body ? document.body.innerText : ''") or ""
 
-    def wait_for(self, *texts: str, seconds: float = 60) -> str:
+    def wait_for(self, *texts: str) -> str:
         """The page's text, once it holds all of these."""
-        end = time.monotonic() + seconds
-        while any(one not in (text := self.text) for one in texts):
-            if time.monotonic() > end:
-                pytest.fail(f"{[one for one in texts if one not in text]} not on the page, which says:\n{text}")
-            time.sleep(0.3)
-        return text
+        return _until(lambda: all(one in (text := self.text) for one in texts) and text,
+                      lambda: f"{[one for one in texts if one not in self.text]} not on the page, which says:\n{self.text}")
 
     def click(self, text: str) -> None:
-        """Clicks, as a mouse does, the last of the elements that say exactly this."""
-        place = self.evaluate(f"""(() => {{
+        """Clicks, as a mouse does, the last of the elements that say exactly this, once there is one."""
+        place = _until(lambda: self.evaluate(f"""(() => {{
           const found = [...document.querySelectorAll('a, button, [role=tab], [role=option], label, span, p')]
             .filter(one => one.innerText?.trim() === {json.dumps(text)}).at(-1);
+          if (!found) return null;
           found.scrollIntoView({{block: 'center'}});
           const box = found.getBoundingClientRect();
           return {{x: box.x + box.width / 2, y: box.y + box.height / 2}};
-        }})()""")
+        }})()"""), lambda: f"nothing to click on says {text}; the page says:\n{self.text}")
         for kind in ("mousePressed", "mouseReleased"):
             self._send("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **place)
 
@@ -76,6 +76,16 @@ class Page:
         while (answer := json.loads(self._socket.recv(timeout=60))).get("id") != number:
             pass  # an event
         return answer["result"]
+
+
+def _until(condition: Callable[[], Any], otherwise: Callable[[], str]) -> Any:
+    """What a condition gives once it gives something."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.3)
+    pytest.fail(otherwise())
 
 
 @contextmanager
