@@ -47,7 +47,7 @@ class Page:
     def click(self, text: str) -> None:
         """Clicks, as a mouse does, the last of the elements that say exactly this, once there is one."""
         place = _until(lambda: self.evaluate(f"""(() => {{
-          const found = [...document.querySelectorAll('a, button, [role=tab], [role=option], label, span, p')]
+          const found = [...document.querySelectorAll('body *')]
             .filter(one => one.innerText?.trim() === {json.dumps(text)}).at(-1);
           if (!found) return null;
           found.scrollIntoView({{block: 'center'}});

@@ -6,12 +6,12 @@ from mathtune.report.words import UNDEFINED
 from mathtune.report.wrong_answers import kind_of
 
 SHOWN = 30
-TEXT_CHARACTERS = 120
+TEXT_CHARACTERS = 60
 ANSWER_CHARACTERS = 30
 
 
 def error_rows(errors: list[dict[str, Any]], count: int = SHOWN) -> list[dict[str, str]]:
-    """A verifier's surest mistakes first; a solver's in their order. The question stands last: a narrow window cuts it first.
+    """A verifier's surest mistakes first; a solver's in their order. The slices stand last: a narrow window cuts them first.
 
     Args:
         errors: as ``build_report`` takes them.
@@ -25,14 +25,14 @@ def error_rows(errors: list[dict[str, Any]], count: int = SHOWN) -> list[dict[st
 
 def _verifier_row(error: dict[str, Any]) -> dict[str, str]:
     return {"row": str(error["row_id"]), "P(True)": f"{error['p_true']:.3f}", "it is": "right" if error["label"] else "wrong",
-            "answer": _short(error["answer"], ANSWER_CHARACTERS), "slices": _slices(error),
-            "question": _short(error["question"], TEXT_CHARACTERS)}
+            "answer": _short(error["answer"], ANSWER_CHARACTERS), "question": _short(error["question"], TEXT_CHARACTERS),
+            "slices": _slices(error)}
 
 
 def _solver_row(error: dict[str, Any]) -> dict[str, str]:
     return {"row": str(error["row_id"]), "outcome": kind_of(error), "given": _short(error["given"], ANSWER_CHARACTERS),
-            "right answer": _short(error["gold"], ANSWER_CHARACTERS), "slices": _slices(error),
-            "question": _short(error["question"], TEXT_CHARACTERS)}
+            "right answer": _short(error["gold"], ANSWER_CHARACTERS), "question": _short(error["question"], TEXT_CHARACTERS),
+            "slices": _slices(error)}
 
 
 def _slices(error: dict[str, Any]) -> str:
