@@ -3,32 +3,42 @@
     python -m deployments.bootstrap [--home FOLDER] [--pool gpu] [--root URL] [--secret HF_TOKEN ...]
 
 It makes what is missing and changes what is not as ``prefect.yaml`` and this package say. What people decide stays as it is:
-schedules turned on or moved, a pool's limit or pause, an automation that is disabled, where a block points to. Leaves out
-starting the server (``deployments.server``) and the workers (``deployments.worker``).
+schedules turned on or moved, a pause of a pool or a deployment, a pool's limit, an automation that is disabled, where a block
+points to. Leaves out starting the server (``deployments.server``) and the workers (``deployments.worker``).
 """
 
 import argparse
 import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from prefect.blocks.system import Secret
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.exceptions import ObjectAlreadyExists
-from prefect.settings import PREFECT_UI_URL, get_current_settings
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType, FlowRunFilterTags
+from prefect.client.schemas.objects import BlockDocument, ConcurrencyOptions, StateType
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.events.schemas.automations import Automation
+from prefect.exceptions import ObjectAlreadyExists, PrefectHTTPStatusError
+from prefect.settings import PREFECT_UI_URL
 
 from deployments.command import run_command
-from flows.automations import automations, says
-from flows.deploy_file import find_file, folder_of, read_file, redeployable, unlike, wanted_deployments
+from flows.automations import RESTART, TAG, automations, says
+from flows.deploy_file import (
+    find_file,
+    folder_of,
+    missing_schedules,
+    read_file,
+    request_of,
+    schedule_of,
+    unlike,
+    wanted_deployments,
+)
 from flows.server_state import BLOCK, BLOCKS, POOL, POOL_TYPE, api_url, check_leases, read_state
 from mathtune.errors import MachineError, UserError
 from mathtune.gpus import gpus_in_sight
+from mathtune.recipe_file import refuse_credentials
 from storage import ArtifactStore, CheckpointStore
 from tasks.deployment import SECRETS, secret_block
 from tasks.slots import limit_of, make_limit
@@ -46,23 +56,25 @@ def make_pool(name: str) -> str:
     return MADE
 
 
-def save_block(block: type[ArtifactStore] | type[CheckpointStore], default: str, asked: str | None) -> str:
+def save_block(block: type[ArtifactStore] | type[CheckpointStore], found: BlockDocument | None, default: str,
+               asked: str | None) -> str:
     """Registers a block's type and saves its document.
 
     Args:
+        found: the document that is there.
         default: the place of a new document.
         asked: the place that it is to have, whatever it has.
+
+    Raises:
+        RecipeError: the place that is there has a password in it.
     """
     block.register_type_and_schema()
-    try:
-        found = block.load(BLOCK)
-    except ValueError:
+    if found is None:
         block(root=asked or default).save(BLOCK)
         return MADE
-    if asked is None or found.root == asked:
-        return f"{THERE}: {found.root}"
-    found.root = asked
-    found.save(BLOCK, overwrite=True)
+    if asked is None or found.data["root"] == asked:
+        return f"{THERE}: {block(**found.data).root}"
+    block(**{**found.data, "root": asked}).save(BLOCK, overwrite=True)
     return f"{CHANGED}: {asked}"
 
 
@@ -97,24 +109,33 @@ def make_limits() -> Iterator[tuple[str, str]]:
             yield limit_of(gpu), MADE if make_limit(client, limit_of(gpu)) else THERE
 
 
-def deploy(home: Path, pool: str) -> Iterator[tuple[str, str]]:
+def deploy(found: dict[str, DeploymentResponse], home: Path, pool: str) -> Iterator[tuple[str, str]]:
     """Deploys what differs from the file; the rest is not touched.
+
+    Args:
+        found: the server's deployments by full name.
 
     Yields:
         Each deployment's full name, and what was done to it.
+
+    Raises:
+        MachineError: the server refuses one.
     """
-    content, found = read_file(find_file(home)), read_state().deployments
-    wanted, outcomes = wanted_deployments(content), {}
-    for name, values in wanted.items():
-        values["work_pool"] = {**values.get("work_pool", {}), "name": pool}
-        outcomes[name] = outcome_of(values, found.get(name), home)
-    todo = [redeployable(values, found.get(name)) for name, values in wanted.items() if outcomes[name] != THERE]
-    if todo:
-        prefect_deploy({**content, "deployments": todo}, home)
-    yield from outcomes.items()
+    os.environ["MATHTUNE_HOME"] = str(home)  # the name that the file calls it by
+    content = read_file(find_file(home))
+    with get_client(sync_client=True) as client:
+        for name, wanted in wanted_deployments(content, pool).items():
+            outcome = outcome_of(wanted, found.get(name), home)
+            try:
+                if outcome != THERE:
+                    put_deployment(client, name, wanted, content["pull"], found.get(name))
+            except PrefectHTTPStatusError as error:
+                raise MachineError(f"the server refuses it: {error.response.text}", where=f"deployment {name}",
+                                   remedy="mend prefect.yaml and run the same command again") from error
+            yield name, outcome
 
 
-def outcome_of(wanted: dict[str, Any], found: Any, home: Path) -> str:
+def outcome_of(wanted: dict[str, Any], found: DeploymentResponse | None, home: Path) -> str:
     """What is to be done to a deployment."""
     if found is None:
         return MADE
@@ -124,43 +145,52 @@ def outcome_of(wanted: dict[str, Any], found: Any, home: Path) -> str:
     return f"{CHANGED}: {', '.join(off)}" if off else THERE
 
 
-def prefect_deploy(content: dict[str, Any], home: Path) -> None:
-    """Runs ``prefect deploy`` on a file of this content; only its errors are shown.
-
-    Raises:
-        MachineError: it failed.
-    """
-    with tempfile.NamedTemporaryFile("w", prefix="mathtune-", suffix=".yaml") as file:
-        yaml.safe_dump(content, file)
-        file.flush()
-        settings = get_current_settings().to_environment_variables(exclude_unset=True)
-        done = subprocess.run([sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", file.name],
-                              cwd=home, env={**os.environ, **settings, "MATHTUNE_HOME": str(home)},
-                              capture_output=True, text=True)
-    if done.returncode:
-        last = "\n".join((done.stdout + done.stderr).strip().splitlines()[-5:])
-        raise MachineError(f"prefect deploy failed: {last}", where=str(home), remedy="mend it and run the same command again")
+def put_deployment(client: SyncPrefectClient, name: str, wanted: dict[str, Any], pull: list[dict[str, Any]] | None,
+                   found: DeploymentResponse | None) -> None:
+    """Makes a deployment as the file says, or sets it back: its pause and the schedules that are there stay as they are."""
+    request = {**request_of(wanted), "pull_steps": pull or []}
+    schedules = [schedule_of(one) for one in missing_schedules(wanted, found)]
+    if found is None:
+        options = request["concurrency_options"] and ConcurrencyOptions(**request["concurrency_options"])
+        client.create_deployment(client.create_flow_from_name(name.partition("/")[0]), wanted["name"], schedules=schedules,
+                                 **{**request, "concurrency_options": options})
+        return
+    client.update_deployment(found.id, DeploymentUpdate(**request))
+    if schedules:
+        client.create_deployment_schedules(found.id, schedules)
 
 
-def make_automations(names: list[str]) -> Iterator[tuple[str, str]]:
-    """Makes the automations for these deployments. One that differs is set back; one that is disabled stays so.
+def make_automations(found: dict[str, Automation]) -> Iterator[tuple[str, str]]:
+    """Makes the automations. One that differs is set back; one that is disabled stays so.
+
+    Args:
+        found: the server's, by name.
 
     Yields:
         The name of each, and what was done to it.
     """
-    state = read_state()
     with get_client(sync_client=True) as client:
-        for wanted in automations([state.deployments[name].id for name in names]):
-            found = state.automations.get(wanted.name)
-            if found is None:
+        for wanted in automations():
+            if wanted.name not in found:
                 client.create_automation(wanted)
                 yield wanted.name, MADE
-                continue
-            outcome = THERE
-            if says(found) != says(wanted):
-                client.update_automation(found.id, wanted.model_copy(update={"enabled": found.enabled}))
-                outcome = CHANGED
-            yield wanted.name, outcome if found.enabled else f"{outcome}, disabled: prefect automation resume {wanted.name!r}"
+            else:
+                outcome = mend_automation(client, found[wanted.name], wanted)
+                enabled = found[wanted.name].enabled
+                yield wanted.name, outcome if enabled else f"{outcome}, disabled: prefect automation resume {wanted.name!r}"
+
+
+def mend_automation(client: SyncPrefectClient, found: Automation, wanted: Automation) -> str:
+    """Sets an automation back if it differs. The server then forgets which runs had begun: it says which are at work."""
+    if says(found) == says(wanted):
+        return THERE
+    client.update_automation(found.id, wanted.model_copy(update={"enabled": found.enabled}))
+    running = client.read_flow_runs(flow_run_filter=FlowRunFilter(
+        tags=FlowRunFilterTags(all_=[TAG]),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING]))))
+    if wanted.name != RESTART or not running:  # the others learn of a run by its next heartbeat or state
+        return CHANGED
+    return f"{CHANGED}; if one of these crashes, start it again yourself: {', '.join(run.name for run in running)}"
 
 
 def main() -> None:
@@ -174,20 +204,19 @@ def main() -> None:
     if not home.is_dir():
         raise UserError("there is no such folder", where=f"--home {home}", remedy=f"mkdir -p {home}")
     os.chdir(home)  # a form offers the recipes of the folder
+    refuse_credentials({"root": asked.root}, "--root")
     state = read_state()
     tell(f"work pool {asked.pool}", make_pool(asked.pool))
     for block, folder in BLOCKS.items():
-        root = asked.root and f"{asked.root.rstrip('/')}/{folder}"
-        tell(f"block {block.get_block_type_slug()}/{BLOCK}", save_block(block, str(home / ".mathtune" / folder), root))
+        slug, root = block.get_block_type_slug(), asked.root and f"{asked.root.rstrip('/')}/{folder}"
+        tell(f"block {slug}/{BLOCK}", save_block(block, state.blocks.get(slug), str(home / ".mathtune" / folder), root))
     for variable in asked.secret:
         tell(f"secret block {secret_block(variable)}", save_secret(variable))
     for limit, outcome in make_limits():
         tell(f"limit {limit}", outcome)
-    names = []
-    for name, outcome in deploy(home, asked.pool):
+    for name, outcome in deploy(state.deployments, home, asked.pool):
         tell(f"deployment {name}", outcome)
-        names.append(name)
-    for name, outcome in make_automations(names):
+    for name, outcome in make_automations(state.automations):
         tell(f"automation {name!r}", outcome)
     leases = check_leases(state)
     tell("leases of slots", leases.seen if leases.good else f"✗ {leases.seen}\n   → {leases.remedy}")

@@ -24,7 +24,6 @@ from mathtune.errors import MachineError
 SETTINGS = {
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": LEASES,
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",  # who may write to a pickled result may run commands where it is read
     "DO_NOT_TRACK": "1",
 }
 

@@ -4,11 +4,12 @@ It reads the server once and looks at what was read, so that each check is plain
 (``deployments.bootstrap``) and starting the server (``deployments.server``).
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from httpx import HTTPError
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -23,6 +24,7 @@ from flows.automations import NAMES, automations, says
 from flows.deploy_file import find_file, folder_of, read_file, unlike, wanted_deployments
 from flows.findings import Finding
 from mathtune.errors import MachineError
+from mathtune.recipe_file import CREDENTIALS
 from storage import ArtifactStore, CheckpointStore
 from tasks.deployment import SECRETS, secret_block
 
@@ -31,33 +33,30 @@ BLOCK = "default"
 BLOCKS = {ArtifactStore: "artifacts", CheckpointStore: "chains"}  # and the folder of each below .mathtune/
 LEASES = "prefect.server.concurrency.lease_storage.filesystem"
 MEMORY = "prefect.server.concurrency.lease_storage.memory"
+OURS = ("flows.deployed.", "flows.pipeline.")  # how the entrypoint of a deployment of this project begins
+PAGE = 100  # things a request; the server gives 200 at most
 GPU_LIMIT = "gpu:"  # how the name of a GPU's limit begins
 BOOTSTRAP = "python -m deployments.bootstrap"
 SERVER = "python -m deployments.server"
 
 
+Read = TypeVar("Read")
+
+
 @dataclass(frozen=True)
 class ServerState:
-    """What was read of a server."""
+    """What was read of a server, of this project's things; others may have theirs beside them."""
 
     lease_storage: str
-    pools: dict[str, WorkPool]
-    online: dict[str, int]  # workers of each pool
+    pool: str  # the name of the pool that the deployments are run by
+    work_pool: WorkPool | None
+    workers: int  # that are online in it
+    home: Path | None  # the folder that the deployments' runs work in
     blocks: dict[str, BlockDocument]  # the document of each of BLOCKS, by its type's slug
     limits: dict[str, GlobalConcurrencyLimitResponse]  # one a GPU; the job that first uses a GPU makes its own
     secrets: frozenset[str]  # names of SECRETS whose block is there
     automations: dict[str, Automation]
-    deployments: dict[str, DeploymentResponse]  # by full name
-
-    @property
-    def pool(self) -> str:
-        """The pool that the deployments are run by."""
-        return next((one.work_pool_name for one in self.deployments.values() if one.work_pool_name), POOL)
-
-    @property
-    def home(self) -> Path | None:
-        """The folder that the deployments' runs work in."""
-        return next((folder for one in self.deployments.values() if (folder := folder_of(one))), None)
+    deployments: dict[str, DeploymentResponse]  # by full name: everybody's
 
 
 def api_url() -> str:
@@ -95,30 +94,50 @@ def read_state() -> ServerState:
 
 def _read(client: SyncPrefectClient) -> ServerState:
     settings = client.request("GET", "/admin/settings").json()
-    pools = {pool.name: pool for pool in client.read_work_pools()}
+    deployments = _deployments(client)
+    ours = [one for one in deployments.values() if (one.entrypoint or "").startswith(OURS)]
+    pool = next((one.work_pool_name for one in ours if one.work_pool_name), POOL)
+    work_pool = _or_none(lambda: client.read_work_pool(pool))
     online = WorkerFilter(status=WorkerFilterStatus(any_=["ONLINE"]))
     return ServerState(
         lease_storage=settings["server"]["concurrency"]["lease_storage"],
-        pools=pools,
-        online={name: len(client.read_workers_for_work_pool(name, worker_filter=online)) for name in pools},
+        pool=pool,
+        work_pool=work_pool,
+        workers=len(client.read_workers_for_work_pool(pool, worker_filter=online)) if work_pool else 0,
+        home=next((folder for one in ours if (folder := folder_of(one))), None),
         blocks={block.get_block_type_slug(): document for block in BLOCKS
                 if (document := _document(client, block.get_block_type_slug(), BLOCK))},
-        limits={one.name: one for one in client.read_global_concurrency_limits() if one.name.startswith(GPU_LIMIT)},
+        limits={one.name: one for one in _all(client.read_global_concurrency_limits) if one.name.startswith(GPU_LIMIT)},
         secrets=frozenset(name for name in SECRETS if _document(client, "secret", secret_block(name))),
-        automations={one.name: one for one in client.read_automations() if one.name in NAMES},
-        deployments=_deployments(client))
+        automations={one.name: one for name in NAMES for one in client.read_automations_by_name(name)},
+        deployments=deployments)
 
 
-def _document(client: SyncPrefectClient, slug: str, name: str) -> BlockDocument | None:
+def _all(read: Callable[..., list[Read]]) -> Iterator[Read]:
+    """All that a request for a page at a time gives."""
+    offset = 0
+    while page := read(limit=PAGE, offset=offset):
+        yield from page
+        if len(page) < PAGE:
+            return
+        offset += PAGE
+
+
+def _or_none(read: Callable[[], Read]) -> Read | None:
+    """What is read, if it is there."""
     try:
-        return client.read_block_document_by_name(name, slug, include_secrets=False)
+        return read()
     except ObjectNotFound:
         return None
 
 
+def _document(client: SyncPrefectClient, slug: str, name: str) -> BlockDocument | None:
+    return _or_none(lambda: client.read_block_document_by_name(name, slug, include_secrets=False))
+
+
 def _deployments(client: SyncPrefectClient) -> dict[str, DeploymentResponse]:
-    flows, found = {flow.id: flow.name for flow in client.read_flows()}, client.read_deployments()
-    return {f"{flows[one.flow_id]}/{one.name}": one for one in found if one.flow_id in flows}
+    found = {flow.id: flow.name for flow in _all(client.read_flows)}
+    return {f"{found[one.flow_id]}/{one.name}": one for one in _all(client.read_deployments) if one.flow_id in found}
 
 
 def examine_server() -> list[Finding]:
@@ -140,9 +159,9 @@ def check_leases(state: ServerState) -> Finding:
 
 
 def check_pool(state: ServerState) -> Finding:
-    if state.pool not in state.pools:
+    pool = state.work_pool
+    if pool is None:
         return Finding("pool", False, f"no work pool {state.pool}", BOOTSTRAP)
-    pool = state.pools[state.pool]
     if pool.is_paused:
         return Finding("pool", False, f"{pool.name} is paused", f"prefect work-pool resume {pool.name}")
     limit = "" if pool.concurrency_limit is None else f", {pool.concurrency_limit} runs at a time"
@@ -150,14 +169,16 @@ def check_pool(state: ServerState) -> Finding:
 
 
 def check_worker(state: ServerState) -> Finding:
-    count = state.online.get(state.pool, 0)
-    return Finding("worker", count > 0, f"{count} online", f"python -m deployments.worker --pool {state.pool}")
+    return Finding("worker", state.workers > 0, f"{state.workers} online", f"python -m deployments.worker --pool {state.pool}")
 
 
 def check_blocks(state: ServerState) -> Finding:
     missing = [slug for block in BLOCKS if (slug := block.get_block_type_slug()) not in state.blocks]
     if missing:
         return Finding("blocks", False, "no document " + ", ".join(f"{slug}/{BLOCK}" for slug in missing), BOOTSTRAP)
+    if off := [slug for slug, document in state.blocks.items() if re.search(CREDENTIALS, document.data["root"])]:
+        return Finding("blocks", False, f"a password in the place of {', '.join(off)}, where everybody can read it",
+                       f"{BOOTSTRAP} --root URL, without it; AWS_ACCESS_KEY_ID … as Secret blocks")
     return Finding("blocks", True, ", ".join(document.data["root"] for document in state.blocks.values()))
 
 
@@ -172,15 +193,14 @@ def check_limits(state: ServerState) -> Finding:
 
 
 def check_automations(state: ServerState) -> Finding:
-    """They are there, enabled, and hold for every deployment of the file."""
+    """They are there, enabled, and as this version has them."""
     missing = [name for name in NAMES if name not in state.automations]
     if missing:
         return Finding("automations", False, "none of the name " + ", ".join(map(repr, missing)), BOOTSTRAP)
     if off := [name for name, one in state.automations.items() if not one.enabled]:
         return Finding("automations", False, "disabled: " + ", ".join(map(repr, off)),
                        "; ".join(f"prefect automation resume {name!r}" for name in off))
-    ids = [state.deployments[name].id for name in _file_deployments(state) if name in state.deployments]
-    if off := [one.name for one in automations(ids) if says(one) != says(state.automations[one.name])]:
+    if off := [one.name for one in automations() if says(one) != says(state.automations[one.name])]:
         return Finding("automations", False, "not as they should be: " + ", ".join(map(repr, off)), BOOTSTRAP)
     return Finding("automations", True, "silent runs are crashed; crashed ones, and those that never began, start again")
 
@@ -204,11 +224,8 @@ def check_deployments(state: ServerState) -> Finding:
 
 def _file_deployments(state: ServerState) -> dict[str, dict[str, Any]]:
     home = state.home or Path.cwd()
-    with chdir(home if home.is_dir() else Path.cwd()):
-        wanted = wanted_deployments(read_file(find_file(home)))
-    for values in wanted.values():
-        values["work_pool"] = {**values.get("work_pool", {}), "name": state.pool}
-    return wanted
+    with chdir(home):
+        return wanted_deployments(read_file(find_file(home)), state.pool)
 
 
 def check_secrets(state: ServerState) -> Finding:

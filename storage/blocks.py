@@ -1,13 +1,28 @@
 """The two blocks. Every field has a default: a new required one would make saved documents unloadable."""
 
 from pathlib import Path
+from typing import Annotated
 
 from prefect.blocks.core import Block
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 import mathtune.chain
 import mathtune.store
 from mathtune.folders import open_folders
+from mathtune.recipe_file import refuse_credentials
+
+
+def without_credentials(root: str) -> str:
+    """A place; everybody who reaches the server reads it, and lists of what is there print it.
+
+    Raises:
+        RecipeError: it has a password in it.
+    """
+    refuse_credentials({"root": root}, "block")
+    return root
+
+
+Place = Annotated[str, AfterValidator(without_credentials)]
 
 
 class ArtifactStore(Block):
@@ -17,7 +32,7 @@ class ArtifactStore(Block):
     _block_type_slug = "mathtune-artifact-store"
     _description = "Parquet artifacts of mathtune's stages, by content key."
 
-    root: str = Field(".mathtune/artifacts", description="local folder, or a URL such as s3://bucket/prefix", title="Place")
+    root: Place = Field(".mathtune/artifacts", description="local folder, or a URL such as s3://bucket/prefix", title="Place")
     cache: str = Field(".mathtune/artifacts", description="local folder of copies, for a URL", title="Copies")
 
     def open(self) -> mathtune.store.ArtifactStore:
@@ -32,7 +47,7 @@ class CheckpointStore(Block):
     _block_type_slug = "mathtune-checkpoint-store"
     _description = "Chains of adapters, and the checkpoints of the chunk that is being trained."
 
-    root: str = Field(".mathtune/chains", description="local folder, or a URL such as s3://bucket/prefix", title="Place")
+    root: Place = Field(".mathtune/chains", description="local folder, or a URL such as s3://bucket/prefix", title="Place")
     cache: str = Field(".mathtune/chains", description="local folder of copies, for a URL", title="Copies")
 
     def open(self, chain: str) -> mathtune.chain.Chain:

@@ -21,25 +21,36 @@ import yaml
 from prefect import Flow
 from prefect.blocks.system import Secret
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.actions import (
+    BlockDocumentUpdate,
+    DeploymentScheduleCreate,
+    GlobalConcurrencyLimitCreate,
+    WorkPoolCreate,
+    WorkPoolUpdate,
+)
+from prefect.client.schemas.objects import BlockDocument
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.events.schemas.events import Event, Resource
+from prefect.exceptions import ObjectAlreadyExists
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling, Completed, Crashed, Pending, Running, State
 
 from deployments import bootstrap
 from deployments.server import check_host
-from flows.automations import HEARTBEAT, RESTART, ZOMBIE, restart, resubmit, zombie
+from flows import server_state
+from flows.automations import HEARTBEAT, RESTART, TAG, ZOMBIE, restart, resubmit, zombie
+from flows.deploy_file import read_file, schedule_of
 from flows.doctor import check_prefect
 from flows.prepare import open_workspace
 from flows.server_state import MEMORY, check_leases, read_state
-from mathtune.errors import MachineError, UserError
+from mathtune.errors import MachineError, RecipeError, UserError
 from storage import ArtifactStore, CheckpointStore
 from tasks.deployment import ATTEMPTS
 
 ROOT = Path(__file__).parents[1]
 LOGIN = "team:planted-password"
 TOKEN = "hf_plantedAAAAAAAAAAAAAAAAAAAAAAAAAA"
+SERIALIZER = "PREFECT_RESULTS_DEFAULT_SERIALIZER"
 PATIENCE = 120  # seconds, on a busy machine
 
 
@@ -51,13 +62,49 @@ def test_a_block_opens_its_store_without_a_server(tmp_path):
     assert CheckpointStore().root == ".mathtune/chains"
 
 
-def test_every_deployment_names_a_flow_that_is_there():
+@pytest.mark.parametrize("block", [ArtifactStore, CheckpointStore])
+def test_a_block_holds_no_password(block):
+    with pytest.raises(RecipeError, match="password or token in root") as caught:
+        block(root="s3://KEY:planted-password@bucket")
+    assert "planted" not in str(caught.value)
+
+
+def test_bootstrap_prints_no_password_and_saves_none(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["bootstrap", "--home", str(tmp_path), "--root", "s3://KEY:planted-password@bucket"])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError, match="--root") as caught:
+        bootstrap.main()
+    assert "planted" not in str(caught.value) + "".join(capsys.readouterr())
+
+
+def test_what_bootstrap_cannot_deploy_is_refused(tmp_path):
+    file = tmp_path / "prefect.yaml"
+    content = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+    for place, key in ((content, "build"), (content["deployments"][0], "triggers"),
+                       (content["deployments"][4]["schedules"][0], "crno")):
+        place[key] = [{}]
+        file.write_text(yaml.safe_dump(content))
+        with pytest.raises(MachineError, match=f"{key} cannot be deployed"):
+            read_file(file)
+        del place[key]
+
+
+@pytest.mark.parametrize("when", [{"cron": "0 2 * * *", "timezone": "Asia/Tokyo"}, {"interval": 3600}, {"rrule": "FREQ=DAILY"}])
+def test_a_schedule_is_told_as_the_file_says_it(when):
+    said = schedule_of({"slug": "often", "active": False, "parameters": {"next": 7}, **when})
+    assert (said.slug, said.active, said.parameters) == ("often", False, {"next": 7})
+    told = said.schedule.model_dump()
+    assert when.items() <= {**told, "interval": told.get("interval") and told["interval"].total_seconds()}.items()
+
+
+def test_every_deployment_names_a_flow_that_is_there_and_has_the_automations_tag():
     deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
     assert len(deployments) == 13
     for deployment in deployments:
         module, _, name = deployment["entrypoint"].rpartition(".")
         flow = getattr(importlib.import_module(module), name)
         assert isinstance(flow, Flow) and deployment.get("parameters", {}).keys() <= flow.parameters.properties.keys()
+        assert deployment["tags"] == [TAG] and deployment["work_pool"]["job_variables"]["env"][SERIALIZER] == "json"
 
 
 @pytest.mark.parametrize(("host", "secret", "refused"), [
@@ -150,6 +197,7 @@ def again(home, monkeypatch, capsys):
     def run(*arguments: str) -> dict[str, str]:
         monkeypatch.chdir(ROOT)
         monkeypatch.setattr(sys, "argv", ["bootstrap", "--home", str(home), *arguments])
+        monkeypatch.setenv("MATHTUNE_HOME", "")  # which bootstrap sets
         bootstrap.main()
         lines = capsys.readouterr().out.partition("\n\nnext")[0].splitlines()
         return {line[:60].strip(): line[60:].strip() for line in lines}
@@ -185,30 +233,59 @@ def test_what_people_decided_stays_and_what_differs_is_set_back(home, client, ag
     nightly = client.read_deployment_by_name("train-range/demo-nightly")
     schedule = nightly.schedules[0]
     client.update_deployment_schedule(nightly.id, schedule.id, active=True, schedule=CronSchedule(cron="30 3 * * *"))
+    client.create_deployment_schedules(nightly.id, [DeploymentScheduleCreate(
+        schedule=CronSchedule(cron="0 9 * * *"), slug="mine", max_scheduled_runs=2, active=False)])
+    client.pause_deployment(nightly.id)
     client.update_work_pool("gpu", WorkPoolUpdate(concurrency_limit=3))
     other = client.read_deployment_by_name("evaluate/demo")
     for one in (nightly, other):
         client.request("PATCH", "/deployments/{id}", path_params={"id": one.id},
                        json={"parameters": {"recipe": "gone"}, "enforce_parameter_schema": False})
+    bare = client.read_deployment_by_name("train-range/verifier-nightly")
+    client.delete_deployment_schedule(bare.id, bare.schedules[0].id)
     crashed = client.read_automations_by_name(RESTART)[0]
     client.pause_automation(crashed.id)
     silent = client.read_automations_by_name(ZOMBIE)[0]
-    client.update_automation(silent.id, zombie([nightly.id], timedelta(seconds=600)))
+    client.update_automation(silent.id, zombie(silent=timedelta(seconds=600)))
     said = again()
     assert said["deployment evaluate/demo"] == "changed: parameters"
     assert said["deployment train-range/demo-nightly"] == "changed: parameters"
+    assert said["deployment train-range/verifier-nightly"] == "changed: schedule nightly"
     assert said["deployment pipeline/demo"] == "is there"
     assert said[f"automation {ZOMBIE!r}"] == "changed" and "prefect automation resume" in said[f"automation {RESTART!r}"]
     found = client.read_deployment_by_name("train-range/demo-nightly")
-    assert (found.id, found.parameters) == (nightly.id, {"recipe": "demo", "next": 1200})
-    assert [(one.id, one.slug, one.active, one.schedule.cron) for one in found.schedules] == [
-        (schedule.id, "nightly", True, "30 3 * * *")]
+    assert (found.id, found.parameters, found.paused) == (nightly.id, {"recipe": "demo", "next": 1200}, True)
+    assert sorted((one.slug, one.active, one.schedule.cron, one.max_scheduled_runs) for one in found.schedules) == [
+        ("mine", False, "0 9 * * *", 2), ("nightly", True, "30 3 * * *", None)]
+    assert schedule.id in {one.id for one in found.schedules}
+    made = client.read_deployment_by_name("train-range/verifier-nightly").schedules
+    assert [(one.slug, one.active, one.schedule.cron) for one in made] == [("nightly", False, "0 2 * * *")]
     assert client.read_work_pool("gpu").concurrency_limit == 3
     assert not client.read_automation(crashed.id).enabled
     assert client.read_automation(silent.id).trigger.within == timedelta(seconds=90)
     client.resume_automation(crashed.id)
     assert set(again().values()) <= {"is there", "kept (filesystem)", f"is there: {home}/.mathtune/artifacts",
                                      f"is there: {home}/.mathtune/chains"}
+
+
+@pytest.mark.slow
+def test_a_new_deployment_leaves_the_automations_alone_and_else_says_whom_it_forgets(client, again):
+    before = client.read_automations()
+    client.delete_deployment(client.read_deployment_by_name("submit/demo").id)
+    runs = Runs(client, TAG)
+    run = runs.begin(Pending(), Running())
+    assert again()["deployment submit/demo"] == "made"
+    assert client.read_automations() == before
+    runs.tell(run, Crashed())
+    runs.comes_back(run)
+
+    runs.tell(run, Pending(), Running())
+    found = client.read_automations_by_name(RESTART)[0]
+    client.update_automation(found.id, restart().model_copy(update={"description": "other"}))
+    name = client.read_flow_run(run).name
+    assert again()[f"automation {RESTART!r}"] == f"changed; if one of these crashes, start it again yourself: {name}"
+    client.delete_flow_run(run)
+    client.delete_deployment(runs.deployment)
 
 
 @pytest.mark.slow
@@ -235,6 +312,10 @@ def test_doctor_sees_each_thing_that_is_missing(home, client, again):
     client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name="gpu:here", limit=1, active=False))
     assert bad() == {"limits": "prefect gcl enable gpu:here"}
     client.delete_global_concurrency_limit_by_name("gpu:here")
+    place = client.read_block_document_by_name("default", "mathtune-checkpoint-store")
+    update_root(client, place, "s3://KEY:planted-password@bucket")
+    assert "blocks" in bad() and "planted" not in str(check_prefect())
+    update_root(client, place, place.data["root"])
     client.pause_automation(client.read_automations_by_name(ZOMBIE)[0].id)
     assert bad() == {"automations": f"prefect automation resume {ZOMBIE!r}"}
     client.resume_automation(client.read_automations_by_name(ZOMBIE)[0].id)
@@ -247,7 +328,7 @@ def test_doctor_sees_each_thing_that_is_missing(home, client, again):
     client.request("PATCH", "/deployments/{id}", path_params={"id": deployment.id}, json={"entrypoint": "flows.old.submit"})
     assert bad() == {"blocks": fix, "deployments": f"{fix} --home {home}"}
     client.delete_deployment(deployment.id)
-    assert bad().keys() == {"blocks", "deployments", "automations"}
+    assert bad().keys() == {"blocks", "deployments"}
     client.delete_automation(client.read_automations_by_name(RESTART)[0].id)
     assert bad()["automations"] == fix
     again()
@@ -263,6 +344,28 @@ def test_doctor_sees_each_thing_that_is_missing(home, client, again):
     assert bad().keys() == {"worker"}
 
 
+def update_root(client: SyncPrefectClient, document: BlockDocument, root: str) -> None:
+    """As the UI does, which knows nothing of the block's class."""
+    client.update_block_document(document.id, BlockDocumentUpdate(data={**document.data, "root": root}))
+
+
+@pytest.mark.slow
+def test_other_peoples_things_on_the_server_are_theirs(home, client, again, monkeypatch):
+    again()
+    theirs = client.create_deployment(
+        client.create_flow_from_name("aaa"), "aaa", entrypoint="theirs.flow", work_pool_name=client.create_work_pool(
+            WorkPoolCreate(name="theirs", type="process")).name,
+        pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": "/theirs"}}])
+    client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name="gpu:far", limit=1))
+    whole = read_state()
+    monkeypatch.setattr(server_state, "PAGE", 4)
+    state = read_state()
+    assert state == whole
+    assert (state.home, state.pool, state.limits.keys(), len(state.deployments)) == (home, "gpu", {"gpu:far"}, 14)
+    client.delete_global_concurrency_limit_by_name("gpu:far")
+    client.delete_deployment(theirs)
+
+
 def bad() -> dict[str, str]:
     """What doctor finds fault with, and its remedies."""
     return {finding.about: finding.remedy for finding in check_prefect() if not finding.good}
@@ -271,12 +374,12 @@ def bad() -> dict[str, str]:
 class Runs:
     """Runs of one deployment, whose states are told as a worker and a flow tell them."""
 
-    def __init__(self, client: SyncPrefectClient, name: str):
-        self.client = client
-        with suppress(Exception):
-            client.create_work_pool(WorkPoolCreate(name="probe", type="process"))
-        self.deployment = client.create_deployment(client.create_flow_from_name("probe"), name, work_pool_name="probe",
-                                                   entrypoint="nobody.runs_it")
+    def __init__(self, client: SyncPrefectClient, tag: str, pool: str = "process"):
+        self.client, self.tag = client, tag
+        with suppress(ObjectAlreadyExists):
+            client.create_work_pool(WorkPoolCreate(name=pool, type=pool))
+        self.deployment = client.create_deployment(client.create_flow_from_name("probe"), f"{tag}-{pool}", work_pool_name=pool,
+                                                   entrypoint="nobody.runs_it", tags=[tag])
 
     def begin(self, *states: State) -> UUID:
         run = self.client.create_flow_run_from_deployment(self.deployment).id
@@ -295,14 +398,15 @@ class Runs:
 
     def beat(self, run: UUID) -> None:
         event = Event(event=HEARTBEAT, resource=Resource({"prefect.resource.id": f"prefect.flow-run.{run}"}), related=[
-            {"prefect.resource.id": f"prefect.deployment.{self.deployment}", "prefect.resource.role": "deployment"}])
+            {"prefect.resource.id": f"prefect.deployment.{self.deployment}", "prefect.resource.role": "deployment"},
+            {"prefect.resource.id": f"prefect.tag.{self.tag}", "prefect.resource.role": "tag"}])
         self.client.request("POST", "/events", json=[event.model_dump(mode="json")]).raise_for_status()
 
 
 @pytest.mark.slow
 def test_a_crashed_run_starts_again_if_it_had_begun_and_not_for_ever(client):
     runs = Runs(client, "restarted")
-    client.create_automation(restart([runs.deployment]).model_copy(update={"name": "restart, here"}))
+    client.create_automation(restart(runs.tag).model_copy(update={"name": "restart, here"}))
     never = runs.begin(Pending(), Crashed())
     done = runs.begin(Pending(), Running(), Completed())
     run = runs.begin(Pending(), Running(), Crashed())
@@ -321,7 +425,7 @@ def test_a_crashed_run_starts_again_if_it_had_begun_and_not_for_ever(client):
 @pytest.mark.slow
 def test_no_crash_is_missed_while_others_write_to_the_database(home, client):
     runs = Runs(client, "busy")
-    client.create_automation(restart([runs.deployment]).model_copy(update={"name": "restart, busy"}))
+    client.create_automation(restart(runs.tag).model_copy(update={"name": "restart, busy"}))
     begun = [runs.begin(Pending(), Running()) for _ in range(5)]
     over = threading.Event()
     writer = threading.Thread(target=write_all_the_time, args=(home.parent / "server" / "prefect.db", over))
@@ -346,8 +450,9 @@ def write_all_the_time(database: Path, over: threading.Event) -> None:
 @pytest.mark.slow
 def test_silent_runs_and_those_that_never_began_are_brought_back_and_others_are_not(client):
     runs, short = Runs(client, "silent"), timedelta(seconds=10)
-    for automation in (zombie([runs.deployment], short), resubmit([runs.deployment], short)):
+    for automation in (zombie(runs.tag, short), resubmit(runs.tag, short)):
         client.create_automation(automation.model_copy(update={"name": f"{automation.name}, here"}))
+    waiting = Runs(client, runs.tag, "kubernetes").begin(Pending())  # for a GPU
     taken = runs.begin(Pending())
     done, cancelled, silent = (runs.begin(Pending(), Running()) for _ in range(3))
     runs.tell(cancelled, Cancelling())
@@ -357,4 +462,4 @@ def test_silent_runs_and_those_that_never_began_are_brought_back_and_others_are_
     runs.comes_back(taken)
     wait_for(lambda: runs.state(silent) == "CRASHED")
     assert client.read_flow_run(silent).state.message == "no heartbeat for 10 s"
-    assert [runs.state(one) for one in (done, cancelled)] == ["COMPLETED", "CANCELLING"]
+    assert [runs.state(one) for one in (done, cancelled, waiting)] == ["COMPLETED", "CANCELLING", "PENDING"]

@@ -58,9 +58,9 @@ class Deployed:
         deploy = start(log, "prefect", "--no-prompt", "deploy", "--all", cwd=self.world.folder, env=self.world.environment)
         assert deploy.wait(PATIENCE) == 0, log.read_text()
         with get_client(sync_client=True) as client:
-            demo, verifier = (client.read_deployment_by_name(f"pipeline/{name}").id for name in ("demo", "verifier"))
+            verifier = client.read_deployment_by_name("pipeline/verifier").id
             client.update_deployment(verifier, DeploymentUpdate(work_pool_name="other"))
-            for automation in automations([demo, verifier]):
+            for automation in automations():
                 client.create_automation(automation)
 
     def worker(self, *command: str, pool: str = "gpu") -> subprocess.Popen:
