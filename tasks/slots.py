@@ -14,23 +14,20 @@ from contextvars import copy_context
 from uuid import UUID
 
 import httpx
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.client.schemas.objects import ConcurrencyLeaseHolder
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.runtime import flow_run
-from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from mathtune.events import Emit
 from mathtune.files import HOST
 from mathtune.gpus import Gpu, Held, Taken, hold_gpus
+from tasks.servers import AWAY, answering
 
 LEASE_SECONDS = 60  # the shortest that Prefect has
 RENEW_SECONDS = 15
-ANSWER_SECONDS = 10  # in which a server answers, or is away
-RETRIES = 2  # a busy database is asked again
 END_SECONDS = 5  # for a slot to be given back; else it is free when its lease is over
-AWAY = (httpx.HTTPError, RuntimeError)  # RuntimeError: "Failed to reach API"
 IN_MEMORY = "prefect.server.concurrency.lease_storage.memory"
 
 
@@ -116,14 +113,6 @@ class Lease:
         if self._lease is not None:
             with suppress(*AWAY), answering() as client:
                 client.release_concurrency_slots_with_lease(self._lease)
-
-
-@contextmanager
-def answering() -> Iterator[SyncPrefectClient]:
-    """A client that gives a server up soon. Raises one of ``AWAY`` then."""
-    with (temporary_settings({PREFECT_CLIENT_MAX_RETRIES: RETRIES}),
-          get_client(sync_client=True, httpx_settings={"timeout": ANSWER_SECONDS}) as client):
-        yield client
 
 
 def survive(client: SyncPrefectClient) -> bool:
