@@ -12,15 +12,16 @@ from prefect.states import Completed, State
 from pydantic import Field, WithJsonSchema
 
 from flows import parts, pipeline, sweep
+from mathtune.credentials import CREDENTIALS
 from mathtune.errors import PoolUsedUp
 from mathtune.parent import end_with_named_parent
 from mathtune.recipe import Recipe
-from mathtune.recipe_file import CREDENTIALS, load_recipe
+from mathtune.recipe_file import load_recipe
 from mathtune.recipe_folder import named_file, recipe_files, sweep_files
-from mathtune.recipe_source import Count, Positive
+from mathtune.recipe_source import Count, Name, Positive
 from mathtune.stages.judge import Decision
 from mathtune.sweep import load_sweep
-from tasks.deployment import check_attempts, end_schedules, load_secrets
+from tasks.deployment import check_attempts, default_parameters, end_schedules, load_secrets
 
 # Names that a form offers: of the files that are there when the deployments are made.
 RecipeName = Literal[tuple(recipe_files())]
@@ -36,8 +37,18 @@ USED_UP = "UsedUp"
 def range_name() -> str:
     """``demo [1200:1800)`` of what is asked for, until the run knows which rows are the next."""
     asked = flow_run.parameters
-    wanted = f"next {asked['next']}" if asked.get("next") else f"[{asked.get('start', 0)}:{asked.get('end', 0)})"
-    return f"{asked['recipe']} {wanted}"
+    start, end, next = asked_rows(asked.get("start", 0), asked.get("end", 0), asked.get("next", 0))
+    return f"{asked['recipe']} " + (f"next {next}" if next else f"[{start or 0}:{end or 0})")
+
+
+def asked_rows(start: int, end: int, next: int) -> tuple[int | None, int | None, int | None]:
+    """What the flow of the command line takes for start, end and next. Where somebody asks for a range of a deployment that by
+    itself takes the next rows (a nightly one), its own ``next`` stands for nothing."""
+    if not (start or end):
+        return (None, None, next) if next else (start, None, None)
+    if next and next == default_parameters().get("next"):
+        next = 0
+    return start, end or None, next or None
 
 
 @flow(name="pipeline", flow_run_name="{recipe}", persist_result=False)
@@ -70,8 +81,7 @@ def train_range(recipe: RecipeName, start: Count = 0, end: Count = 0, next: Coun
     """
     try:
         whole = begin(recipe, overrides)
-        asked = (None, None, next) if next and not (start or end) else (start, end or None, next or None)
-        return parts.train_range.fn(whole, *asked, allow_gap, decision)
+        return parts.train_range.fn(whole, *asked_rows(start, end, next), allow_gap, decision)
     except PoolUsedUp as error:
         ended = end_schedules()
         return Completed(name=USED_UP, message=error.what + (f"; {ended} schedules paused" if ended else ""))
@@ -113,6 +123,19 @@ def run_sweep(sweep_file: SweepName, overrides: Overrides = (), parallel: Positi
     """
     take_secrets()
     return sweep.sweep.fn(load_sweep(named_file(sweep_files(), sweep_file), overrides), parallel, deployment or None)
+
+
+@flow(name="pipeline", flow_run_name="{recipe.name}", persist_result=False)
+def run_trial(recipe: Recipe, decision: Choice = None, execution: Name | None = None) -> dict[str, Any]:
+    """Runs a recipe that is given as a whole, as a sweep does for each of its trials.
+
+    Args:
+        recipe: what to do.
+        decision: about a link that was rejected because it is worse than its parent.
+        execution: name of this execution; default: by time.
+    """
+    take_secrets()
+    return pipeline.pipeline.fn(recipe, decision, execution)
 
 
 def begin(recipe: str, overrides: tuple[str, ...]) -> Recipe:
