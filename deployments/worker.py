@@ -32,7 +32,7 @@ from prefect.states import Scheduled
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 
 from deployments.command import run_command
-from flows.server_state import api_url
+from flows.server_state import BOOTSTRAP, read_state
 from mathtune.exit_status import GIVEN_UP
 from mathtune.parent import PARENT
 
@@ -180,7 +180,8 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=1, help="runs at a time")
     parser.add_argument("--name", help="by which the server knows it; default: a new one")
     arguments = parser.parse_args()
-    api_url()  # there is one
+    if not read_state().deployments:  # it answers and accepts the login: Prefect's worker would say "started" in any case
+        print(f"nothing is deployed yet: {BOOTSTRAP}", flush=True)
     os.environ[PARENT] = str(os.getpid())
     worker = SavingWorker(arguments.pool, arguments.limit, arguments.name)
     anyio.run(work, worker)

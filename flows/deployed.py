@@ -4,16 +4,18 @@ What people change stands at the top level: ``-p`` replaces a parameter whole, a
 flow of the same name does for the command line, once the run has its secrets. Leaves out everything else.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, get_args
 
 from prefect import flow
 from prefect.runtime import flow_run
-from prefect.states import Completed, State
+from prefect.states import Completed, Failed, State
 from pydantic import Field, WithJsonSchema
 
 from flows import parts, pipeline, sweep
 from mathtune.credentials import CREDENTIALS
-from mathtune.errors import PoolUsedUp
+from mathtune.errors import MathtuneError, PoolUsedUp
 from mathtune.parent import end_with_named_parent
 from mathtune.recipe import Recipe
 from mathtune.recipe_file import load_recipe
@@ -29,9 +31,23 @@ SweepName = Literal[tuple(sweep_files())]
 # Of a form: it shows int | None as a switch between the two, so that 0 and "" stand for what is not asked for.
 Choice = Annotated[Decision | None, WithJsonSchema({"enum": [*get_args(Decision), None]})]
 # Prefect's server holds a run's parameters against this before it keeps them, in clear.
-Override = Annotated[str, Field(json_schema_extra={"not": {"pattern": CREDENTIALS}})]
+SECRET_KEYS = r"(^|[._])(token|password|secret|api_key)="
+Override = Annotated[str, Field(json_schema_extra={"not": {"pattern": f"{CREDENTIALS}|{SECRET_KEYS}"}})]
 Overrides = tuple[Override, ...]
 USED_UP = "UsedUp"
+
+
+def told(body: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: an error of ours fails the run with its words as the state's message, and without a traceback."""
+
+    @functools.wraps(body)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return body(*args, **kwargs)
+        except MathtuneError as error:
+            return Failed(message=str(error))
+
+    return run
 
 
 def range_name() -> str:
@@ -52,11 +68,12 @@ def asked_rows(start: int, end: int, next: int) -> tuple[int | None, int | None,
 
 
 @flow(name="pipeline", flow_run_name="{recipe}", persist_result=False)
+@told
 def run_pipeline(recipe: RecipeName, overrides: Overrides = (), decision: Choice = None) -> dict[str, Any]:
     """Runs a recipe from its source to its report; what is there already is served, not computed again.
 
     Args:
-        recipe: a file of recipes/, without .yaml.
+        recipe: a file of recipes/, without .yaml. A new one is offered once bootstrap was run again.
         overrides: keys of the recipe to change, each key=value, for example sft.learning_rate=1e-4 or chain=second.
         decision: about a link that was rejected because it is worse than its parent.
     """
@@ -64,6 +81,7 @@ def run_pipeline(recipe: RecipeName, overrides: Overrides = (), decision: Choice
 
 
 @flow(name="train-range", flow_run_name=range_name, persist_result=False)
+@told
 def train_range(recipe: RecipeName, start: Count = 0, end: Count = 0, next: Count = 0, overrides: Overrides = (),
                 allow_gap: bool = False, decision: Choice = None) -> dict[str, Any] | State:
     """Trains one range of the pool on top of the chain's head, and evaluates it on the fixed validation rows.
@@ -71,10 +89,10 @@ def train_range(recipe: RecipeName, start: Count = 0, end: Count = 0, next: Coun
     Where the next rows are asked for and none is left, the run ends well, and the schedules that ask for them are paused.
 
     Args:
-        recipe: a file of recipes/, without .yaml.
+        recipe: a file of recipes/, without .yaml. A new one is offered once bootstrap was run again.
         start: first row of the range.
-        end: the row after its last.
-        next: instead of start and end: so many rows after the last trained one.
+        end: the row after its last; 0: not given.
+        next: instead of start and end: so many rows after the last trained one; 0: not given.
         overrides: keys of the recipe to change, each key=value, for example sft.learning_rate=1e-4 or chain=second.
         allow_gap: let the range leave rows out.
         decision: about a link that was rejected because it is worse than its parent.
@@ -88,22 +106,24 @@ def train_range(recipe: RecipeName, start: Count = 0, end: Count = 0, next: Coun
 
 
 @flow(name="evaluate", flow_run_name="{recipe}", persist_result=False)
+@told
 def evaluate_chain(recipe: RecipeName, overrides: Overrides = ()) -> dict[str, Any]:
     """Scores the base and every link of the chain on the fixed validation rows; what is scored already is served.
 
     Args:
-        recipe: a file of recipes/, without .yaml.
+        recipe: a file of recipes/, without .yaml. A new one is offered once bootstrap was run again.
         overrides: keys of the recipe to change, each key=value, for example sft.learning_rate=1e-4 or chain=second.
     """
     return parts.evaluate_chain.fn(begin(recipe, overrides))
 
 
 @flow(name="submit", flow_run_name="{recipe}", persist_result=False)
+@told
 def submit_link(recipe: RecipeName, link: Count = 0, overrides: Overrides = ()) -> dict[str, Any]:
     """Writes predictions, and for a verifier the submission, from one link.
 
     Args:
-        recipe: a file of recipes/, without .yaml.
+        recipe: a file of recipes/, without .yaml. A new one is offered once bootstrap was run again.
         link: its number; 0: the last of the chain.
         overrides: keys of the recipe to change, each key=value, for example sft.learning_rate=1e-4 or chain=second.
     """
@@ -111,6 +131,7 @@ def submit_link(recipe: RecipeName, link: Count = 0, overrides: Overrides = ()) 
 
 
 @flow(name="sweep", flow_run_name="{sweep_file}", persist_result=False)
+@told
 def run_sweep(sweep_file: SweepName, overrides: Overrides = (), parallel: Positive = 1,
               deployment: str = "") -> dict[str, Any]:
     """Runs a recipe under several settings, each in a chain of its own on the same rows, and says which differences are real.
@@ -126,6 +147,7 @@ def run_sweep(sweep_file: SweepName, overrides: Overrides = (), parallel: Positi
 
 
 @flow(name="pipeline", flow_run_name="{recipe.name}", persist_result=False)
+@told
 def run_trial(recipe: Recipe, decision: Choice = None, execution: Name | None = None) -> dict[str, Any]:
     """Runs a recipe that is given as a whole, as a sweep does for each of its trials.
 

@@ -30,10 +30,11 @@ QUIET_PREFECT = {
     "DO_NOT_TRACK": "1",
 }
 # Of a server that goes away: Prefect would try for 2 min to tell it how the run ended, and dump every event it cannot send.
-PATIENCE = {"PREFECT_CLIENT_MAX_RETRIES": "4", "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL"}
+PATIENCE = {"PREFECT_CLIENT_MAX_RETRIES": "4", "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
+            "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}  # the terminal has the display
 
-SERVER_REMEDY = "prefect server start, or unset PREFECT_API_URL"
-OWN_REMEDY = "what it said is above; or use another: prefect server start, and export the PREFECT_API_URL that it names"
+SERVER_REMEDY = "python -m deployments.server, or unset PREFECT_API_URL"
+OWN_REMEDY = "what it said is above; or use another: python -m deployments.server, and export its PREFECT_API_URL"
 
 
 def execute(console: Console, flow: str, recipe: Recipe, **parameters: Any) -> None:

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar, copy_context
 from uuid import UUID
 
-from httpx import HTTPStatusError
+from httpx import HTTPStatusError, Limits
 from prefect.artifacts import Artifact
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate
@@ -132,7 +132,8 @@ class Outbox:
 
 
 def _client() -> AbstractContextManager[SyncPrefectClient]:
-    return get_client(sync_client=True, httpx_settings={"timeout": SEND_SECONDS})  # with settings: no other's client
+    # with settings: no other's client; a connection for each: a server closes one that is idle, at the moment of its use
+    return get_client(sync_client=True, httpx_settings={"timeout": SEND_SECONDS, "limits": Limits(max_keepalive_connections=0)})
 
 
 _open: ContextVar[Outbox | None] = ContextVar("outbox", default=None)
