@@ -212,8 +212,8 @@ def test_a_preempted_run_is_saved_and_goes_on_whoever_is_told_first(server, whol
 
 
 def test_a_cancelled_run_frees_its_slot_and_the_next_outlasts_a_locked_database_and_a_server_that_is_away(server, whole):
-    """Cancelled as the UI does, by asking the server. SQLite gives up a write after 10 s; the client asks again. What is left is
-    done without a server; the worker waits for it longer than Prefect's, and the run is not started twice."""
+    """Cancelled as the UI does, by asking the server. SQLite gives up a write after 10 s, and the client asks again.
+    What is left is done without a server; the worker waits for it longer than Prefect's, and the run is not started twice."""
     worker = server.worker(PREFECT_CLIENT_MAX_RETRIES="0", PREFECT_LOGGING_LEVEL="WARNING")  # it says at once what fails
     log = server.log(len(server.workers) - 1)
     cancelled = server.begin("waiting")
