@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 import mathtune.chain
 import mathtune.store
 from mathtune.folders import open_folders
-from mathtune.recipe_file import refuse_credentials
+from mathtune.credentials import refuse_credentials
 
 
 def without_credentials(root: str) -> str:

@@ -34,6 +34,7 @@ pytestmark = [pytest.mark.slow,
 ROOT = Path(__file__).parents[1]
 IN_BLOCKS = {"HF_TOKEN": "hf_blockCCCCCCCCCCCCCCCCCCCCCCCCCCCCC", "WANDB_API_KEY": "b10cb10c" * 5,
              "AWS_ACCESS_KEY_ID": "AKIABLOCKDDDDDDDDDDD", "AWS_SECRET_ACCESS_KEY": "block/EEEEEEEEEEEEEEEEEEEEEEEEEEEEEEEEEE"}
+IN_ENVIRONMENT = {**CANARIES, "AWS_ACCESS_KEY_ID": "AKIACANARYIIIIIIIIII"}  # the pair, or that of the blocks is taken
 PASSWORD = "team:canaryFFFFFFFFFFFF"
 IN_OVERRIDES = ["model.base=hf_overrideGGGGGGGGGGGGGGGGGGGGGGGGGGG", "source.hub=https://team:overrideHHHHHHHHHHHH@hub.example/x"]
 
@@ -100,7 +101,7 @@ class Team:
         self.hold = folder / "hold"  # while it is not there, an engine stops at its third step, and creates it
         self.hold.touch()
         fault = {"MATHTUNE_FAULT": json.dumps({"at": "step", "ordinal": 3, "do": "stop", "once": str(self.hold)})}
-        self.machines = [Machine(folder / "alpha", {**self.environment, **fault}, CANARIES),
+        self.machines = [Machine(folder / "alpha", {**self.environment, **fault}, IN_ENVIRONMENT),
                          Machine(folder / "beta", {**self.environment, **fault}, {})]
 
     def start_server(self) -> None:
@@ -246,7 +247,7 @@ def test_a_parameter_with_a_token_is_refused_before_it_is_kept(team):
 
 def test_no_secret_is_left_anywhere_but_encrypted(team):
     """Last, over all that the tests before have left. The second machine reached S3 by what Secret blocks hold, and no else."""
-    secrets = {*CANARIES.values(), *IN_BLOCKS.values(), *IN_OVERRIDES, PASSWORD, team.key, team.database.password}
+    secrets = {*IN_ENVIRONMENT.values(), *IN_BLOCKS.values(), *IN_OVERRIDES, PASSWORD, team.key, team.database.password}
     texts = {str(path): path.read_bytes() for path in team.folder.rglob("*") if path.is_file()}
     store = fsspec.filesystem("s3", skip_instance_cache=True)
     texts |= {path: store.cat_file(path) for path in store.find(team.store)}
