@@ -7,6 +7,9 @@ SIGTERM, SIGINT or the end of its terminal, takes no more runs, sends SIGTERM to
 are Crashed at the server, whose automation starts them again, and ends. Runs that had not begun are Scheduled as before. A
 second signal has it not wait.
 
+Prefect's worker ends, and its runs with it, when its server was away for some twenty minutes. This one asks on while runs are
+at work: they train without a server, and give it up by themselves. Nothing being at work, it ends as Prefect's does.
+
 Exit status: 0 where all had ended in time, 143 where one had to be killed, 1 where it could not work. A worker that is killed
 by SIGKILL tells nobody: its runs see that it is gone, save and end (``mathtune.parent``).
 """
@@ -15,24 +18,27 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
 import anyio
+import httpx
 from anyio.abc import TaskStatus
 from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.responses import WorkerFlowRunResponse
 from prefect.states import Scheduled
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 
 from deployments.command import run_command
-from flows.server_state import api_url
+from flows.server_state import BOOTSTRAP, read_state
 from mathtune.exit_status import GIVEN_UP
 from mathtune.parent import PARENT
 
 STOP_SECONDS = 25  # of the 30 that a preempted machine gives; a run needs at most 20 (mathtune.engine_client)
 POLL_SECONDS = 0.1
+AWAY = "The server is away; the runs at work go on"
 
 
 class SavingWorker(ProcessWorker):
@@ -63,7 +69,31 @@ class SavingWorker(ProcessWorker):
         return self.limiter.borrowed_tokens if self.is_setup else 0
 
     async def get_and_submit_flow_runs(self) -> list[Any]:
-        return [] if self._stopping else await super().get_and_submit_flow_runs()
+        if not self._stopping:
+            with self._patience():
+                return await super().get_and_submit_flow_runs()
+        return []
+
+    async def sync_with_backend(self) -> None:
+        with self._patience():
+            await super().sync_with_backend()
+
+    @contextmanager
+    def _patience(self) -> Iterator[None]:
+        """While runs are at work, hides from Prefect's loops, which would end the worker, that the server is away."""
+        try:
+            yield
+        except (httpx.TransportError, httpx.HTTPStatusError) as error:
+            refused = isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 500
+            if refused or not self.at_work:
+                raise
+            self._logger.warning("%s: %s", AWAY, str(error) or type(error).__name__)
+
+    async def _submit_scheduled_flow_runs(self, flow_run_response: list[WorkerFlowRunResponse]) -> list[FlowRun]:
+        """Leaves out runs that it still has, which are scheduled again before their process has ended: Prefect's worker would
+        die of them. They are there still when the server is asked the next time."""
+        held = self.limiter.statistics().borrowers
+        return await super()._submit_scheduled_flow_runs([one for one in flow_run_response if one.flow_run.id not in held])
 
     async def run(self, flow_run: FlowRun, configuration: ProcessJobConfiguration,
                   task_status: TaskStatus[int] | None = None) -> ProcessWorkerResult:
@@ -150,7 +180,8 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=1, help="runs at a time")
     parser.add_argument("--name", help="by which the server knows it; default: a new one")
     arguments = parser.parse_args()
-    api_url()  # there is one
+    if not read_state().deployments:  # it answers and accepts the login: Prefect's worker would say "started" in any case
+        print(f"nothing is deployed yet: {BOOTSTRAP}", flush=True)
     os.environ[PARENT] = str(os.getpid())
     worker = SavingWorker(arguments.pool, arguments.limit, arguments.name)
     anyio.run(work, worker)

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from flows.findings import Finding
 
@@ -33,11 +35,12 @@ def examine(console: Console) -> bool:
     """Prints every finding. Returns whether all are good."""
     checks: list[Callable[[], Finding]] = [check_python, check_packages, check_nf4, check_writable, check_disk, check_tokens]
     findings = [*(check() for check in checks), *check_prefect()]
+    lines = Table.grid(padding=(0, 1))
     for finding in findings:
-        mark = "[green]✓[/]" if finding.good else "[red]✗[/]"
-        console.print(f" {mark} {finding.about:<14} {finding.seen}", highlight=False)
-        if not finding.good:
-            console.print(f"   → {finding.remedy}", highlight=False, markup=False)
+        mark = Text("✓", "green") if finding.good else Text("✗", "red")
+        lines.add_row(Text(" "), mark, Text(finding.about), Text(finding.seen if finding.good else
+                                                                 f"{finding.seen}\n→ {finding.remedy}"))
+    console.print(lines)
     return all(finding.good for finding in findings)
 
 

@@ -30,9 +30,11 @@ QUIET_PREFECT = {
     "DO_NOT_TRACK": "1",
 }
 # Of a server that goes away: Prefect would try for 2 min to tell it how the run ended, and dump every event it cannot send.
-PATIENCE = {"PREFECT_CLIENT_MAX_RETRIES": "4", "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL"}
+PATIENCE = {"PREFECT_CLIENT_MAX_RETRIES": "4", "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
+            "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}  # the terminal has the display
 
-SERVER_REMEDY = "prefect server start, or unset PREFECT_API_URL"
+SERVER_REMEDY = "python -m deployments.server, or unset PREFECT_API_URL"
+OWN_REMEDY = "what it said is above; or use another: python -m deployments.server, and export its PREFECT_API_URL"
 
 
 def execute(console: Console, flow: str, recipe: Recipe, **parameters: Any) -> None:
@@ -67,7 +69,7 @@ def supervise(console: Console, events: Path, title: str, flow: Callable[[], dic
     """Runs a flow, its progress shown from its event file; a signal ends this process by the status that says what was saved.
 
     Raises:
-        MachineError: Prefect's server went away; the stages did not need it.
+        MachineError: Prefect's server is not there, or went away; the stages did not need it.
     """
     from httpx import HTTPError
 
@@ -83,7 +85,7 @@ def supervise(console: Console, events: Path, title: str, flow: Callable[[], dic
         except RuntimeError as error:
             if "Failed to reach API" not in str(error):
                 raise
-            raise MachineError(str(error), where="PREFECT_API_URL", remedy=SERVER_REMEDY) from error
+            raise server_error(error, title) from error
 
 
 def heed_signals(events: Path) -> None:
@@ -110,9 +112,16 @@ def forget_events() -> None:
 
 
 def server_error(error: Exception, title: str) -> MachineError:
-    """What to say where Prefect's server refused the run or went away; no stage needs it."""
+    """What to say where Prefect's server is not there, refused the run or went away; no stage needs it."""
     from httpx import HTTPStatusError
 
+    from tasks.servers import is_configured
+
+    if not is_configured():
+        return MachineError(f"the run's own Prefect server ended: {error}; all that was done is kept", where=title,
+                            remedy=OWN_REMEDY)
+    if isinstance(error, RuntimeError):
+        return MachineError(str(error), where="PREFECT_API_URL", remedy=SERVER_REMEDY)
     if isinstance(error, HTTPStatusError) and error.response.status_code == 401:
         return MachineError("the server does not accept this login; all that was done is kept", where=title,
                             remedy="export PREFECT_API_AUTH_STRING=user:password, its PREFECT_SERVER_API_AUTH_STRING")

@@ -44,7 +44,7 @@ def start(listener: socket.socket) -> subprocess.Popen:
     """The server's process. A signal that is blocked here stays blocked in the program that is started."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
-        return subprocess.Popen([sys.executable, "-m", "flows.local_server", str(listener.fileno())],
+        return subprocess.Popen([sys.executable, "-m", "flows.local_server", str(listener.fileno()), str(os.getpid())],
                                 pass_fds=[listener.fileno()], env={**os.environ, "PREFECT_UI_ENABLED": "false"})
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -65,14 +65,17 @@ def end(server: subprocess.Popen) -> None:
 
 
 def serve(descriptor: int) -> None:
-    """Is the server, on a socket that listens already."""
+    """Is the server, on a socket that listens already. Login and database that are set here are those of a team's server."""
     import uvicorn
     from prefect.server.api.server import create_app
+    from prefect.settings import PREFECT_SERVER_API_AUTH_STRING, PREFECT_SERVER_DATABASE_CONNECTION_URL, temporary_settings
 
-    config = uvicorn.Config(create_app(ephemeral=True, final=True), log_level="error", lifespan="on")
-    uvicorn.Server(config).run(sockets=[socket.socket(fileno=descriptor)])
+    with temporary_settings(restore_defaults={PREFECT_SERVER_API_AUTH_STRING, PREFECT_SERVER_DATABASE_CONNECTION_URL}):
+        config = uvicorn.Config(create_app(ephemeral=True, final=True), log_level="error", lifespan="on")
+        uvicorn.Server(config).run(sockets=[socket.socket(fileno=descriptor)])
 
 
 if __name__ == "__main__":
-    end_with(os.getppid(), lambda: os._exit(0))  # a SIGKILL leaves the parent no time to end it
-    serve(int(sys.argv[1]))
+    listener, parent = map(int, sys.argv[1:])
+    end_with(parent, lambda: os._exit(0))  # a SIGKILL leaves the parent no time to end it
+    serve(listener)

@@ -23,8 +23,8 @@ from prefect.settings import PREFECT_API_URL
 from flows.automations import NAMES, automations, says
 from flows.deploy_file import find_file, folder_of, read_file, unlike, wanted_deployments
 from flows.findings import Finding
+from mathtune.credentials import CREDENTIALS
 from mathtune.errors import MachineError
-from mathtune.recipe_file import CREDENTIALS
 from storage import ArtifactStore, CheckpointStore
 from tasks.deployment import SECRETS, secret_block
 
@@ -63,9 +63,12 @@ def api_url() -> str:
     """Of the configured server.
 
     Raises:
-        MachineError: none is configured.
+        MachineError: none is configured, or what is no API.
     """
-    if url := PREFECT_API_URL.value():
+    if (url := PREFECT_API_URL.value()) and "/api" not in url:
+        raise MachineError("this is not the address of a Prefect API", where=f"PREFECT_API_URL={url}",
+                           remedy=f"export PREFECT_API_URL={url.rstrip('/')}/api")
+    if url:
         return url
     raise MachineError("no Prefect server is configured", where="PREFECT_API_URL",
                        remedy=f"{SERVER}, then export PREFECT_API_URL=http://127.0.0.1:4200/api")

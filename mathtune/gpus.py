@@ -2,8 +2,8 @@
 
 A lock is an ``flock`` on a file that all users of the machine share. The kernel keeps it until every process with the
 descriptor is gone, so the engine's ranks get it, too: where the control process is killed, the GPU is free when the last of
-them has ended. Locks go by the driver's UUID where it tells one, since CUDA_VISIBLE_DEVICES renumbers. What a folder cannot
-reach (another container) is left to ``claim``. There is no queue: of those that wait, whoever looks first is next.
+them has ended. Locks go by the driver's UUID, since CUDA_VISIBLE_DEVICES renumbers. What a folder cannot reach (another
+container) is left to ``claim``. There is no queue: of those that wait, whoever looks first is next.
 """
 
 import fcntl
@@ -26,6 +26,8 @@ from mathtune.files import HOST
 
 FOLDER = "MATHTUNE_GPU_LOCKS"  # variable that names another folder of locks
 POLL_SECONDS = 1.0
+CLAIM_SECONDS = 5.0  # between two looks where a claim was refused, which others have to answer
+TOOL_SECONDS = 60  # for nvidia-smi, which waits for a driver that hangs
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,16 @@ class Held:
 
 
 class Taken(Exception):
-    """A GPU is another's; says whose."""
+    """A GPU is another's; says whose.
+
+    Args:
+        said: for people.
+        elsewhere: a claim was refused.
+    """
+
+    def __init__(self, said: str, elsewhere: bool = False):
+        super().__init__(said)
+        self.elsewhere = elsewhere
 
 
 Claim = Callable[[Gpu], AbstractContextManager]  # holds a GPU elsewhere, too; raises Taken
@@ -82,7 +93,7 @@ def hold_gpus(count: int, run: str, emit: Emit, claim: Claim = nullcontext) -> I
         claim: called for each GPU whose lock is held, and held as long.
 
     Raises:
-        MachineError: the locks cannot be used.
+        MachineError: the locks cannot be used, or the driver's tool fails.
     """
     gpus = gpus_in_sight()
     wanted = min(count, len(gpus))  # an engine that misses some says so
@@ -97,8 +108,8 @@ def hold_gpus(count: int, run: str, emit: Emit, claim: Claim = nullcontext) -> I
         except Taken as taken:
             if not told:
                 emit("notice", text=f"waiting for {'a GPU' if wanted == 1 else f'{wanted} GPUs'}: {taken}")
-            told = True
-        time.sleep(POLL_SECONDS * random.uniform(0.5, 1.5))  # two machines that want the same would else meet for ever
+            told, pause = True, CLAIM_SECONDS if taken.elsewhere else POLL_SECONDS
+        time.sleep(pause * random.uniform(0.5, 1.5))  # two machines that want the same would else meet for ever
     with stack:
         yield held
 
@@ -118,21 +129,32 @@ def gpus_in_sight() -> list[Gpu]:
     """Those that a program started here would see. Asks the driver's own tool, since torch stays out of this process.
 
     CUDA takes the devices named before the first that is none, such as -1 (its programming guide, CUDA_VISIBLE_DEVICES).
+
+    Raises:
+        MachineError: the driver's tool fails.
     """
-    listed = _listed()
     if "CUDA_VISIBLE_DEVICES" not in os.environ:
-        return [Gpu(index, uuid) for index, uuid in listed.items()]
+        return [Gpu(index, uuid) for index, uuid in _listed().items()]
     names = (name.strip() for name in os.environ["CUDA_VISIBLE_DEVICES"].split(","))
-    gpus = [Gpu(name, _uuid(name, listed)) for name in takewhile(lambda name: name and not name.startswith("-"), names)]
+    if not (visible := list(takewhile(lambda name: name and not name.startswith("-"), names))):
+        return []
+    listed = _listed()
+    gpus = [Gpu(name, _uuid(name, listed)) for name in visible]
     return list({gpu.identity: gpu for gpu in gpus}.values())
 
 
 def _listed() -> dict[str, str]:
-    """UUIDs by index."""
+    """UUIDs by index. None without the tool; where it is there but fails, the GPUs cannot be told apart, nor be locked."""
     if shutil.which("nvidia-smi") is None:
         return {}
-    listed = subprocess.run(["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"], capture_output=True, text=True)
-    return dict(line.split(", ") for line in listed.stdout.splitlines() if ", " in line) if listed.returncode == 0 else {}
+    command = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=TOOL_SECONDS).stdout
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        said = f"{error}: {error.stdout or ''}{error.stderr or ''}".strip(": \n")
+        raise MachineError(said, where="nvidia-smi",
+                           remedy="mend the driver, or CUDA_VISIBLE_DEVICES= to compute without GPUs") from error
+    return dict(line.split(", ") for line in listed.splitlines() if ", " in line)
 
 
 def _uuid(name: str, listed: dict[str, str]) -> str | None:
@@ -141,28 +163,47 @@ def _uuid(name: str, listed: dict[str, str]) -> str | None:
 
 
 def _take(gpus: list[Gpu], wanted: int, run: str, claim: Claim) -> tuple[ExitStack, Held]:
-    """The first ``wanted`` that are free, or none at all.
+    """The first ``wanted`` that are free, or none at all. A claim may take long, so it holds up nobody's turn.
 
     Raises:
         Taken: too few are free.
     """
-    held, others = Held(), []
-    with ExitStack() as stack, _turn():
+    refused: dict[Gpu, str] = {}
+    while True:
+        locks, files = _lock(gpus, wanted, run, refused)
+        with locks:
+            try:
+                for gpu in files:
+                    locks.enter_context(claim(gpu))
+                return locks.pop_all(), Held([gpu.name for gpu in files], list(files.values()))
+            except Taken as taken:
+                refused[gpu] = str(taken)
+
+
+def _lock(gpus: list[Gpu], wanted: int, run: str, refused: dict[Gpu, str]) -> tuple[ExitStack, dict[Gpu, int]]:
+    """Locks the first ``wanted`` that are free and not ``refused``, or none at all. Returns their descriptors.
+
+    Raises:
+        Taken: too few are.
+    """
+    files, others = {}, []
+    with _turn(), ExitStack() as locks:
         for gpu in gpus:
-            if len(held.names) == wanted:
+            if len(files) == wanted:
                 break
             try:
-                held.descriptors.append(stack.enter_context(_slot(gpu, run, claim)))
-                held.names.append(gpu.name)
+                if gpu in refused:
+                    raise Taken(refused[gpu])
+                files[gpu] = locks.enter_context(_slot(gpu, run))
             except Taken as taken:
                 others.append(str(taken))
-        if len(held.names) == wanted:
-            return stack.pop_all(), held
-    raise Taken(", ".join(others))
+        if len(files) == wanted:
+            return locks.pop_all(), files
+    raise Taken(", ".join(others), elsewhere=bool(refused))
 
 
 @contextmanager
-def _slot(gpu: Gpu, run: str, claim: Claim) -> Iterator[int]:
+def _slot(gpu: Gpu, run: str) -> Iterator[int]:
     file = _open(f"mathtune-gpu-{gpu.identity}.lock")
     try:
         try:
@@ -172,8 +213,7 @@ def _slot(gpu: Gpu, run: str, claim: Claim) -> Iterator[int]:
         with suppress(OSError):  # it is for people only
             os.ftruncate(file, 0)
             os.pwrite(file, json.dumps({"pid": os.getpid(), "run": run, "host": HOST}).encode(), 0)
-        with claim(gpu):
-            yield file
+        yield file
     finally:
         os.close(file)  # not unlocked: an engine that is still there keeps it
 

@@ -2,7 +2,6 @@
 
 import difflib
 import re
-from collections.abc import Iterator
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -12,12 +11,11 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from mathtune.credentials import refuse_credentials
 from mathtune.errors import RecipeError
 from mathtune.recipe import Recipe
 
 Checked = TypeVar("Checked", bound=BaseModel)
-# A password in a URL, or a Hugging Face token. A recipe is copied to the run's folder, to Prefect and to W&B.
-CREDENTIALS = r"://[^/\s@]*:[^/\s@]+@|\bhf_[A-Za-z0-9]{30}"
 # How mistakes call the kinds of values, and the bounds of numbers.
 NAMES = {float: "a number", int: "a whole number", str: "a text", bool: "true or false", tuple: "a list", list: "a list",
          dict: "a mapping"}
@@ -54,29 +52,6 @@ def parse_recipe(values: dict[str, Any], where: str = "recipe") -> Recipe:
     if recipe is None:
         raise RecipeError(listed(mistakes, "recipe"), where=where)
     return recipe
-
-
-def refuse_credentials(values: dict[str, Any], where: str) -> None:
-    """Holds that no text in a recipe's plain values is, or has in it, a password or token; says none.
-
-    Raises:
-        RecipeError: names the keys that do.
-    """
-    if found := [key for key, text in _texts(values) if re.search(CREDENTIALS, text)]:
-        raise RecipeError(f"a password or token in {', '.join(found)}, where everybody can read it", where=where,
-                          remedy="export it where the run works (HF_TOKEN, AWS_ACCESS_KEY_ID …), or save it as a Secret block")
-
-
-def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every text in plain values, and its key."""
-    if isinstance(value, str):
-        yield key, value
-    elif isinstance(value, dict):
-        for name, one in value.items():
-            yield from _texts(one, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list):
-        for place, one in enumerate(value):
-            yield from _texts(one, f"{key}.{place}")
 
 
 def read_yaml(path: Path, what: str) -> dict[str, Any]:

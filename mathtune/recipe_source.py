@@ -6,6 +6,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from mathtune.credentials import forbid_credentials
+
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 NAME_RULE = "letters, digits, '.', '_' and '-' only, at most 64, beginning with a letter or digit"
 
@@ -39,9 +41,10 @@ def template_fields(template: str) -> set[str]:
 
 
 class Section(BaseModel):
-    """A frozen part of a recipe that refuses keys it does not know."""
+    """A frozen part of a recipe that refuses keys it does not know. Its JSON schema has no room for a password."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), hide_input_in_errors=True,
+                              json_schema_extra=forbid_credentials)
 
 
 class Generator(Section):

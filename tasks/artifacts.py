@@ -62,10 +62,10 @@ def report_link(name: str, page: Path) -> LinkArtifact:
     A browser opens no file from a server's page: that link is there to be copied.
     """
     if served := os.environ.get(RUNS_URL):
-        link, text = f"{served.rstrip('/')}/{quote(name)}/{page.name}", f"report of {name}"
+        link, text, how = f"{served.rstrip('/')}/{quote(name)}/{page.name}", f"report of {name}", ""
     else:
-        link, text = page.as_uri(), str(page)
-    return LinkArtifact(key=artifact_key(PAGE, name), link=link, link_text=text, description=f"report.html of {name}")
+        link, text, how = page.as_uri(), str(page), f", on the worker's machine ({RUNS_URL} would make it a link to open)"
+    return LinkArtifact(key=artifact_key(PAGE, name), link=link, link_text=text, description=f"report.html of {name}{how}")
 
 
 def artifact_key(kind: str, name: str) -> str:

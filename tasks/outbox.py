@@ -11,12 +11,14 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar, copy_context
 from uuid import UUID
 
-from httpx import HTTPError, HTTPStatusError
+from httpx import HTTPStatusError, Limits
 from prefect.artifacts import Artifact
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+from tasks.servers import AWAY
 
 PAUSE_SECONDS = 5  # between two updates of what moves
 SEND_SECONDS = 5  # for one request
@@ -29,7 +31,7 @@ class Outbox:
     """What waits to be sent, and the thread that sends it. ``put`` and ``close`` belong to the thread that made it.
 
     Args:
-        notice: takes a sentence, once, if the server is away.
+        notice: takes a sentence, once, if something cannot be shown.
         flow_run_id: whose artifacts they are.
         client: opens a client of the server, in the sending thread.
         pause: seconds between two batches, unless something is to be shown at once.
@@ -40,7 +42,8 @@ class Outbox:
         self._notice, self._flow_run_id, self._client, self._pause = notice, flow_run_id, client or _client, pause
         self._waiting: dict[str, Artifact] = {}  # by key
         self._sent: dict[str, UUID] = {}  # ids of the server's by key
-        self._trouble, self._told = "", False
+        self._trouble = self._lost = ""  # what is in the way now, and what was dropped for good
+        self._told = False
         self._change = threading.Condition()
         self._soon = self._closing = False
         context = copy_context()  # which server is asked is in there
@@ -54,7 +57,7 @@ class Outbox:
             if soon:
                 self._soon = True
                 self._change.notify()
-        if self._trouble:
+        if self._trouble or self._lost:
             self._tell()
 
     def close(self) -> None:
@@ -63,15 +66,22 @@ class Outbox:
             self._closing = True
             self._change.notify()
         self._thread.join(AWAY_SECONDS if self._trouble else END_SECONDS)
-        if self._trouble or self._thread.is_alive():
+        if self._trouble or self._lost or self._thread.is_alive():
             self._tell()
 
     def _tell(self) -> None:
         if not self._told:
             self._told = True
-            self._notice(f"Prefect's pages do not show all of this run: {self._trouble or 'its server does not answer'}")
+            why = self._lost or self._trouble or "its server does not answer"
+            self._notice(f"Prefect's pages do not show all of this run: {why}")
 
     def _work(self) -> None:
+        try:
+            self._send_until_closed()
+        except Exception as error:  # nobody else would say that the thread is gone
+            self._lost = f"they are not sent any more: {type(error).__name__}: {error}"
+
+    def _send_until_closed(self) -> None:
         with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), self._client() as client:
             closing = False
             while not closing:
@@ -84,7 +94,8 @@ class Outbox:
                     self._waiting = {**unsent, **self._waiting}
 
     def _send_all(self, client: SyncPrefectClient, batch: dict[str, Artifact]) -> dict[str, Artifact]:
-        """Returns what could not be sent: where the server is away for one it is away for all. What it refuses is dropped."""
+        """Returns what could not be sent: where the server is away for one it is away for all. What it refuses, or nobody could
+        send, is dropped."""
         unsent = dict(batch)
         for key, artifact in batch.items():
             try:
@@ -92,12 +103,16 @@ class Outbox:
                 self._trouble = ""
             except HTTPStatusError as error:
                 status = error.response.status_code
-                self._trouble = f"its server answered {status} to {key}"
+                said = f"its server answered {status} to {key}"
                 if status >= 500 or status in BUSY:
+                    self._trouble = said
                     break
-            except (HTTPError, RuntimeError) as error:  # RuntimeError: "Failed to reach API"
+                self._lost = said
+            except AWAY as error:
                 self._trouble = f"its server is away: {str(error) or type(error).__name__}"
                 break
+            except Exception as error:
+                self._lost = f"{key} cannot be sent: {type(error).__name__}: {error}"
             del unsent[key]
         return unsent
 
@@ -117,7 +132,8 @@ class Outbox:
 
 
 def _client() -> AbstractContextManager[SyncPrefectClient]:
-    return get_client(sync_client=True, httpx_settings={"timeout": SEND_SECONDS})  # with settings: no other's client
+    # with settings: no other's client; a connection for each: a server closes one that is idle, at the moment of its use
+    return get_client(sync_client=True, httpx_settings={"timeout": SEND_SECONDS, "limits": Limits(max_keepalive_connections=0)})
 
 
 _open: ContextVar[Outbox | None] = ContextVar("outbox", default=None)

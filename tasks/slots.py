@@ -8,29 +8,27 @@ up after the third renewal that fails, which a server's restart outlasts.
 """
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from uuid import UUID
 
 import httpx
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.client.schemas.objects import ConcurrencyLeaseHolder
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.runtime import flow_run
-from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from mathtune.events import Emit
 from mathtune.files import HOST
 from mathtune.gpus import Gpu, Held, Taken, hold_gpus
+from tasks.servers import AWAY, answering
 
 LEASE_SECONDS = 60  # the shortest that Prefect has
 RENEW_SECONDS = 15
-ANSWER_SECONDS = 10  # in which a server answers, or is away
-RETRIES = 2  # a busy database is asked again
 END_SECONDS = 5  # for a slot to be given back; else it is free when its lease is over
-AWAY = (httpx.HTTPError, RuntimeError)  # RuntimeError: "Failed to reach API"
 IN_MEMORY = "prefect.server.concurrency.lease_storage.memory"
 
 
@@ -50,25 +48,26 @@ class Slots:
     """What one job has of the server's slots.
 
     Args:
-        emit: told once why there are none.
+        emit: told once why there are none, and what went wrong with one.
     """
 
     def __init__(self, emit: Emit):
         self._emit = emit
         self._alone = False  # by the machine's lock
+        self._leases: list[Lease] = []
 
     @contextmanager
     def claim(self, gpu: Gpu) -> Iterator[None]:
-        """Holds the slot of a GPU, as soon as the server gives one.
+        """Holds the slot of a GPU, as soon as the server gives one. With the first, all of the job are given back.
 
         Raises:
             Taken: somebody else has it.
         """
-        lease = Lease(limit_of(gpu), self._first(gpu))
+        self._leases.append(Lease(limit_of(gpu), self._first(gpu)))
         try:
             yield
         finally:
-            lease.close()
+            self._give_back()
 
     def _first(self, gpu: Gpu) -> UUID | None:
         if self._alone:
@@ -87,43 +86,58 @@ class Slots:
         self._emit("notice", text=f"no slot from Prefect's server, {why}: a GPU is held by this machine's lock alone")
         return None
 
+    def _give_back(self) -> None:
+        """At once, if the server answers soon: a server that is away is waited for once, not for each."""
+        leases, self._leases = self._leases, []
+        for lease in leases:
+            lease.over.set()
+        end = time.monotonic() + END_SECONDS
+        for lease in leases:
+            lease.thread.join(max(0, end - time.monotonic()))
+            if lease.trouble:
+                self._emit("notice", text=f"Prefect's limit {lease.limit} was not always held: {lease.trouble!r}")
+
 
 class Lease:
-    """The lease of a limit's slot, renewed by a thread; one that was lost, or could not be had yet, is asked for again.
+    """The lease of a limit's slot, renewed by a thread; one that was lost, or could not be had yet, is asked for again. It
+    is given back after ``over``.
 
     Args:
         limit: its name.
         lease: its id, once there is one.
+
+    Attributes:
+        trouble: what else than a server that is away went wrong.
     """
 
     def __init__(self, limit: str, lease: UUID | None):
-        self._limit, self._lease = limit, lease
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=copy_context().run, args=(self._keep,), name=f"lease {limit}", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """Gives it back, if the server answers soon."""
-        self._over.set()
-        self._thread.join(END_SECONDS)
+        self.limit, self._lease = limit, lease
+        self.over, self.trouble = threading.Event(), None
+        self.thread = threading.Thread(target=copy_context().run, args=(self._keep,), name=f"lease {limit}", daemon=True)
+        self.thread.start()
 
     def _keep(self) -> None:
-        while not self._over.wait(RENEW_SECONDS):
-            with suppress(*AWAY), answering() as client:
-                if self._lease is None or not renew(client, self._lease):
-                    self._lease = None
-                    self._lease = acquire(client, self._limit) if survive(client) else None
+        while not self.over.wait(RENEW_SECONDS):
+            self._ask(self._renew)
         if self._lease is not None:
-            with suppress(*AWAY), answering() as client:
-                client.release_concurrency_slots_with_lease(self._lease)
+            self._ask(self._release)
 
+    def _ask(self, what: Callable[[SyncPrefectClient], None]) -> None:
+        try:
+            with answering() as client:
+                what(client)
+        except AWAY:
+            pass
+        except Exception as error:  # of whatever kind: the thread would end, and the slot be lost without a word
+            self.trouble = error
 
-@contextmanager
-def answering() -> Iterator[SyncPrefectClient]:
-    """A client that gives a server up soon. Raises one of ``AWAY`` then."""
-    with (temporary_settings({PREFECT_CLIENT_MAX_RETRIES: RETRIES}),
-          get_client(sync_client=True, httpx_settings={"timeout": ANSWER_SECONDS}) as client):
-        yield client
+    def _renew(self, client: SyncPrefectClient) -> None:
+        if self._lease is None or not renew(client, self._lease):
+            self._lease = None
+            self._lease = acquire(client, self.limit) if survive(client) else None
+
+    def _release(self, client: SyncPrefectClient) -> None:
+        client.release_concurrency_slots_with_lease(self._lease)
 
 
 def survive(client: SyncPrefectClient) -> bool:

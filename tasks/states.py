@@ -16,7 +16,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_logger, get_run_logger
 from prefect.states import Completed, State
 
-from mathtune.errors import MachineError
+from mathtune.errors import MachineError, MathtuneError
 from mathtune.events import Event
 from mathtune.stages import Outcome
 from mathtune.workspace import Workspace
@@ -70,7 +70,17 @@ def is_news(record: logging.LogRecord) -> bool:
     return record.levelno > logging.INFO or not str(record.msg).startswith("Finished in state")
 
 
+def in_words(record: logging.LogRecord) -> bool:
+    """Tells an error of ours in its own words: what to do about it is in there, and a traceback would hide it."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, MathtuneError):
+        record.msg, record.args, record.exc_info = "%s", (f"{type(error).__name__}: {error}",), None
+    return True
+
+
 get_logger("prefect.task_runs").addFilter(is_news)
+for _name in ("prefect.task_runs", "prefect.flow_runs"):
+    get_logger(_name).addFilter(in_words)
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from mathtune.stages.evaluate import accuracy_text
 from mathtune.sweep import Trial, with_absolute_paths
 from mathtune.sweep_record import SweepRecord, TrialRecord, empty_record, recipe_digest, trial_costs
 from mathtune.workspace import RunFolder, Workspace
+from tasks.servers import server_environment
 from tasks.states import run_stage, stage_task
 
 STOP_SECONDS = 30  # an engine saves within 20
@@ -57,7 +58,7 @@ class ChildTrials:
     """
 
     def __init__(self, folder: Path, places: list[str | None], server: str):
-        self.folder, self.server = folder, server
+        self.folder, self.server = folder, server_environment(server)
         self._places: queue.Queue[str | None] = queue.Queue()
         for place in places:
             self._places.put(place)
@@ -92,7 +93,7 @@ class ChildTrials:
     def _start(self, trial: Trial, place: str | None) -> subprocess.Popen:
         recipe = self._output(trial, "yaml")
         write_atomically(recipe, dump_recipe(trial.recipe))
-        environment = {**os.environ, "PREFECT_API_URL": self.server, PARENT: str(os.getpid())}
+        environment = {**os.environ, **self.server, PARENT: str(os.getpid())}
         if place is not None:
             environment["CUDA_VISIBLE_DEVICES"] = place
         with self._lock, open(self._output(trial, "log"), "wb") as output, open(self._output(trial, "err"), "wb") as errors:

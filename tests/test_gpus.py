@@ -1,5 +1,6 @@
 """One job a GPU: real locks, held by real processes. No GPU is needed: what CUDA_VISIBLE_DEVICES names is taken for there."""
 
+import fcntl
 import json
 import os
 import signal
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def test_whoever_inherited_a_lock_keeps_it_though_its_holder_was_killed(holder):
         assert held.names == ["0", "1"]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(there=st.integers(0, 5), taken=st.sets(st.integers(0, 4)), count=st.integers(1, 6))
 def test_a_job_gets_the_first_free_gpus_or_none(there, taken, count):
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch, ExitStack() as others:
@@ -135,6 +136,45 @@ def test_jobs_that_want_two_of_three_all_come_to_their_turn(monkeypatch):
     for thread in jobs:
         thread.join(60)
     assert len(done) == 4 and max(most) == 2
+
+
+def test_a_claim_that_is_not_answered_holds_up_no_other_job(folder):
+    others = []
+
+    @contextmanager
+    def claim(gpu):
+        with open(folder / "mathtune-gpus.lock") as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)  # where another job would wait
+        with hold_gpus(1, "", busy) as other:
+            others.append(other.names)
+        yield
+
+    with hold_gpus(1, "", busy, claim) as held:
+        assert (held.names, others) == (["0"], [["1"]])
+
+
+def test_a_job_leaves_out_what_a_claim_was_refused_for_and_asks_there_less_often(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    monkeypatch.setattr(gpus, "CLAIM_SECONDS", 5.0)
+    elsewhere, claimed, slept = {"0", "2"}, [], []
+    monkeypatch.setattr(gpus.time, "sleep", lambda seconds: (slept.append(seconds), elsewhere.clear()))
+
+    @contextmanager
+    def claim(gpu):
+        if gpu.name in elsewhere:
+            raise gpus.Taken(f"{gpu.name} is taken elsewhere")
+        claimed.append(gpu.name)
+        yield
+        claimed.remove(gpu.name)
+
+    with hold_gpus(1, "", busy, claim) as held:
+        assert held.names == claimed == ["1"]
+    with pytest.raises(Busy, match="2 GPUs: 0 is taken elsewhere, 2 is taken elsewhere$"), hold_gpus(2, "", busy, claim):
+        pass
+    assert claimed == slept == []
+    with hold_gpus(2, "", lambda *_, **__: None, claim) as held:
+        assert held.names == claimed == ["0", "1"]
+    assert len(slept) == 1 and slept[0] >= 2.5
 
 
 def test_a_signal_ends_the_wait(monkeypatch):
@@ -218,6 +258,21 @@ def test_a_gpu_is_the_same_by_index_uuid_or_the_beginning_of_it(folder, monkeypa
         assert visible_gpus() == ["0", "MIG-GPU-cccc/1/0", "1"]
         with hold_gpus(1, "", busy) as others:
             assert others.names == ["MIG-GPU-cccc/1/0"]
+
+
+@pytest.mark.parametrize(("script", "said"), [("echo 'No devices were found'; exit 6", "exit status 6.*: No devices"),
+                                              ("exec sleep 600", "timed out after 0.1 seconds")])
+def test_where_the_drivers_tool_fails_no_job_goes_on_without_a_lock(folder, monkeypatch, script, said):
+    tool = folder / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\n{script}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setattr(gpus, "TOOL_SECONDS", 0.1 if "sleep" in script else 60)
+    with pytest.raises(MachineError, match=said), hold_gpus(1, "", busy):
+        pass
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # the remedy
+    with hold_gpus(1, "", busy) as held:
+        assert not held.names
 
 
 CONTROL = """

@@ -1,5 +1,6 @@
-"""The Kubernetes templates: what needs no cluster. With prefect-kubernetes and kubernetes-validate installed (they are large,
-and not among the project's own) a run's Job is made by Prefect's own worker, and all is held against Kubernetes' schemas.
+"""The Kubernetes templates: what needs no cluster. Where prefect-kubernetes and kubernetes-validate are installed, a run's Job
+is made by Prefect's own worker, and all is held against Kubernetes' schemas. They are large, and not among the project's own:
+``.ci/run`` installs them in a folder beside, and runs this file with it once more; ``make test`` skips these tests.
 """
 
 import asyncio

@@ -22,6 +22,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
+from deployments.bootstrap import make_pool
 from tests.conftest import VERIFIER_TEMPLATE
 from tests.postgres_server import PROGRAMS, Postgres
 from tests.server_fixtures import CANARIES, PATIENCE, start, until
@@ -93,6 +94,9 @@ class Team:
                             "COLUMNS": "200", "PYTHONPATH": str(ROOT)}
         (folder / "home/recipes").mkdir(parents=True)
         (folder / "home/recipes/tiny.yaml").write_text(yaml.safe_dump(self.recipe))
+        content = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+        content["deployments"] = [one for one in content["deployments"] if one["entrypoint"] == "flows.deployed.train_range"]
+        (folder / "home/prefect.yaml").write_text(yaml.safe_dump(content))
         self.hold = folder / "hold"  # while it is not there, an engine stops at its third step, and creates it
         self.hold.touch()
         fault = {"MATHTUNE_FAULT": json.dumps({"at": "step", "ordinal": 3, "do": "stop", "once": str(self.hold)})}
@@ -106,6 +110,19 @@ class Team:
         self.server = start(self.folder / "server.log", "deployments.server", "--port", str(self.port),
                             env=environment, start_new_session=True)
         until(self._answers, self.server)
+
+    def start_alone(self) -> None:
+        """The same chain, by one undisturbed run in a folder."""
+        folder = self.folder / "alone"
+        folder.mkdir()
+        (folder / "tiny.yaml").write_text(yaml.safe_dump({**self.recipe, "storage": {}, "tracking": None}))
+        environment = {**self.environment, "PREFECT_HOME": str(folder / "prefect"), "PREFECT_LOGGING_LEVEL": "CRITICAL"}
+        self.run_alone = start(folder / "output.log", "flows.cli", "run", "tiny.yaml", cwd=folder, env=environment)
+
+    def alone(self) -> list[str]:
+        """Adapter digests of that chain."""
+        assert self.run_alone.wait(PATIENCE) == 0, (self.folder / "alone/output.log").read_text()
+        return digests(json.loads((self.folder / "alone/runs/tiny/metrics.json").read_text()))
 
     def kill_server(self) -> None:
         with suppress(ProcessLookupError):
@@ -128,13 +145,6 @@ class Team:
 
     def ask(self, deployment: str, **parameters: int) -> str:
         """Asks for a run of the tiny recipe; its id."""
-        wanted = [f"--param={name}={value}" for name, value in parameters.items()]
-        ran = self.command("prefect", "deployment", "run", deployment, "--param=recipe=tiny", *wanted)
-        assert ran.returncode == 0, ran.stdout
-        return ran.stdout.partition("UUID: ")[2].split()[0]
-
-    def ask_now(self, deployment: str, **parameters: int) -> str:
-        """``ask`` without the seconds that a command takes to start."""
         with self.client() as client:
             found = client.read_deployment_by_name(deployment)
             return client.create_flow_run_from_deployment(found.id, parameters={"recipe": "tiny", **parameters}).id
@@ -147,43 +157,35 @@ class Team:
 
 @pytest.fixture(scope="module")
 def team(tiny_base, s3_server, tmp_path_factory):
-    """With its deployments made, and both workers at work."""
+    """With its deployments made, both workers at work, and besides an undisturbed run of one machine alone."""
     with Postgres() as database:
         team = Team(tmp_path_factory.mktemp("team"), tiny_base, s3_server, database)
         with temporary_settings({PREFECT_API_URL: team.url, PREFECT_API_AUTH_STRING: PASSWORD}):
             try:
                 team.start_server()
-                ran = team.command("deployments.bootstrap", "--secret", *IN_BLOCKS, **IN_BLOCKS)
-                assert ran.returncode == 0, ran.stdout
+                make_pool("gpu")
                 for machine in team.machines:
                     machine.start_worker()
+                ran = team.command("deployments.bootstrap", "--secret", *IN_BLOCKS, **IN_BLOCKS)
+                assert ran.returncode == 0, ran.stdout
+                team.start_alone()
                 yield team
             finally:
                 for machine in team.machines:
                     if hasattr(machine, "worker"):
                         machine.signal(signal.SIGKILL)
                         machine.worker.wait()
+                if hasattr(team, "run_alone"):
+                    team.run_alone.kill()
+                    team.run_alone.wait()
                 team.kill_server()
-
-
-@pytest.fixture(scope="module")
-def alone(team):
-    """Adapter digests of the chain that one undisturbed run makes in a folder."""
-    folder = team.folder / "alone"
-    folder.mkdir()
-    (folder / "tiny.yaml").write_text(yaml.safe_dump({**team.recipe, "storage": {}, "tracking": None}))
-    run = start(folder / "output.log", "flows.cli", "run", "tiny.yaml", cwd=folder,
-                env={**team.environment, "PREFECT_HOME": str(folder / "prefect"), "PREFECT_LOGGING_LEVEL": "CRITICAL"})
-    yield lambda: digests(json.loads((folder / "runs/tiny/metrics.json").read_text())) if run.wait(PATIENCE) == 0 else None
-    run.kill()
-    run.wait()
 
 
 def digests(record: dict) -> list[str]:
     return [link["adapter_digest"] for link in record["links"]]
 
 
-def test_ranges_on_two_machines_make_the_chain_that_one_makes_alone(team, alone):
+def test_ranges_on_two_machines_make_the_chain_that_one_makes_alone(team):
     """The second range grows on a link that another machine has trained; asked for on both at once, it is trained once."""
     assert team.end(team.ask("train-range/demo", start=0, end=96)) == "Completed"
     first, second = sorted(team.machines, key=lambda machine: not (machine.home / "runs").is_dir())
@@ -193,7 +195,7 @@ def test_ranges_on_two_machines_make_the_chain_that_one_makes_alone(team, alone)
     trained = team.ask("train-range/demo", next=96)
     until(team.hold.exists, second.worker)
     first.signal(signal.SIGCONT)
-    served = team.ask_now("train-range/verifier", start=96, end=192)
+    served = team.ask("train-range/verifier", start=96, end=192)
     until(lambda: any(f" on {second.home.name}, " in event["text"] for event in first.events("notice")), first.worker)
     os.kill(second.events("ready")[-1]["pid"], signal.SIGCONT)
     assert [team.end(run) for run in (trained, served)] == ["Completed", "Completed"]
@@ -204,7 +206,7 @@ def test_ranges_on_two_machines_make_the_chain_that_one_makes_alone(team, alone)
     links = [[(link["start"], link["end"], link["served"]) for link in machine.record["links"]] for machine in (first, second)]
     assert links == [[(0, 96, True), (96, 192, False)]] * 2
     for machine in (first, second):
-        assert digests(machine.record) == alone()
+        assert digests(machine.record) == team.alone()
         assert all(link["metrics"] and link["training"]["steps"] and Path(machine.home, link["adapter"]).is_dir()
                    for link in machine.record["links"])
         page = (machine.home / "runs/tiny/report.html").read_text()
@@ -224,8 +226,7 @@ def test_the_server_is_not_reachable_from_outside_and_wants_its_password(team):
 
 
 def test_a_wrong_password_is_told_with_what_to_do(team):
-    commands = {"bootstrap": ["deployments.bootstrap"], "doctor": ["flows.cli", "doctor"],
-                "run": ["flows.cli", "evaluate", "recipes/tiny.yaml"]}
+    commands = {"bootstrap": ["deployments.bootstrap"], "run": ["flows.cli", "evaluate", "recipes/tiny.yaml"]}
     environment = {**team.environment, **CANARIES, "PREFECT_API_AUTH_STRING": "team:wrong", "PREFECT_LOGGING_LEVEL": "CRITICAL"}
     logs = {name: team.folder / f"wrong-{name}.log" for name in commands}
     asked = [start(logs[name], *command, cwd=team.folder / "home", env=environment) for name, command in commands.items()]

@@ -256,6 +256,33 @@ def test_what_is_refused_is_dropped_and_what_is_gone_is_made_again():
     box.close()
     assert [(method, data) for method, _, data in server.calls] == [
         ("POST", "1"), ("PATCH", "2"), ("POST", "2"), ("POST", "3"), ("PATCH", "4")]
+    assert notices == ["Prefect's pages do not show all of this run: its server answered 422 to big"]
+
+
+def test_what_cannot_be_sent_is_said_and_the_rest_is_shown():
+    """A mistake in one artifact does not end the thread; where the thread cannot work at all, that is said."""
+    class Broken(MarkdownArtifact):
+        def format(self):
+            raise TypeError("not to be had as JSON")
+
+    notices, server = [], Server()
+    box = Outbox(notices.append, uuid.uuid4(), server.client, pause=600)
+    box.put(Broken(key="bad", markdown=""), soon=False)
+    box.put(text("links", 1))
+    server.arrived.acquire()
+    box.put(text("links", 2))
+    box.close()
+    assert [data for _, _, data in server.calls] == ["1", "2"]
+    assert notices == ["Prefect's pages do not show all of this run: bad cannot be sent: TypeError: not to be had as JSON"]
+
+    @contextmanager
+    def no_client():
+        raise ValueError("not a URL")
+        yield
+
+    box = Outbox(notices.append, uuid.uuid4(), no_client, pause=0)
+    box.close()
+    assert notices[1:] == ["Prefect's pages do not show all of this run: they are not sent any more: ValueError: not a URL"]
 
 
 def test_a_real_connection_that_is_never_answered(monkeypatch):

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +26,8 @@ from mathtune.recipe_source import NAME_PATTERN
 from mathtune.sweep import load_sweep, trial_name, with_absolute_paths
 from mathtune.sweep_record import SweepRecord, TrialRecord, as_csv, judged, recipe_digest
 from mathtune.workspace import RunFolder
+from tasks.servers import RUNS_OWN
+from tasks.trials import ChildTrials
 from tests.record_fixtures import verifier_record
 
 
@@ -248,6 +251,23 @@ def test_a_stopped_rerun_forgets_no_trial_that_an_earlier_one_has_done(write_swe
 
 
 # --- trials that run ---
+
+@pytest.mark.slow
+@pytest.mark.parametrize("own", [True, False])
+def test_a_trial_knows_whether_its_server_is_but_the_sweeps_own(write_sweep, tmp_path, monkeypatch, own):
+    """Else it would take it for one that people watch."""
+    (trial, *_) = load_sweep(write_sweep({"lora.rank": [2, 4]})).trials
+    command = tmp_path / "command"
+    asks = "from tasks.servers import is_configured; print(is_configured())"
+    command.write_text(f"#!/bin/sh\nexec {sys.executable} -c '{asks}'\n")
+    command.chmod(0o755)
+    token = RUNS_OWN.set(own)
+    trials = ChildTrials(tmp_path, [None], "http://127.0.0.1:9/api")
+    RUNS_OWN.reset(token)
+    monkeypatch.setattr("tasks.trials.sys.executable", str(command))
+    trials.run(trial)
+    assert (tmp_path / f"{trial.name}.log").read_text() == f"{not own}\n"
+
 
 SMALL = {"chunks.size": 32, "chunks.end": 32, "sft.learning_rate": 1e-4, "evaluation.words_rows": 0}
 

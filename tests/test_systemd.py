@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from mathtune import gpus
+
 UNITS = Path(__file__).parents[1] / "deployments" / "systemd"
 
 
@@ -21,11 +23,24 @@ def test_systemd_finds_nothing_wrong_in_a_unit(name, tmp_path):
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
+def settings_of_the_worker() -> dict[str, str]:
+    lines = (UNITS / "mathtune-worker.service").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+
+
 def test_a_worker_has_more_time_to_stop_than_it_takes():
     from deployments.worker import STOP_SECONDS
     from mathtune.engine_client import STOP_SECONDS as SAVE_SECONDS
 
-    lines = (UNITS / "mathtune-worker.service").read_text().splitlines()
-    settings = dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+    settings = settings_of_the_worker()
     assert settings["KillMode"] == "mixed"  # the worker tells its runs itself
     assert SAVE_SECONDS < STOP_SECONDS < int(settings["TimeoutStopSec"])
+
+
+def test_a_worker_may_write_where_the_locks_of_the_gpus_lie(monkeypatch):
+    """Everything else but its home is read-only for it, and its /tmp its own."""
+    monkeypatch.delenv(gpus.FOLDER, raising=False)
+    folder = str(gpus._folder())
+    if folder == "/tmp":
+        pytest.skip("/run/lock is not world-writable here: the unit says what to do then")
+    assert folder in settings_of_the_worker()["ReadWritePaths"].split()
