@@ -192,8 +192,5 @@ def differ(first: Interval, second: Interval) -> bool:
 
 def crosstab(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Counts (2, 2) by the first and then the second of two bool columns, False before True."""
-    from sklearn.metrics import confusion_matrix  # here: whoever only starts a run need not wait half a second for it
-
-    if len(first) == len(second) == 0:
-        return np.zeros((2, 2), dtype=int)  # scikit-learn refuses empty columns
-    return confusion_matrix(first, second, labels=[False, True])
+    both = np.stack([first, second])  # refuses columns of different lengths
+    return np.bincount(np.array([2, 1]) @ both, minlength=4).reshape(2, 2)
