@@ -192,4 +192,5 @@ def differ(first: Interval, second: Interval) -> bool:
 
 def crosstab(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Counts (2, 2) by the first and then the second of two bool columns, False before True."""
-    return np.bincount(2 * first.astype(int) + second, minlength=4).reshape(2, 2)
+    both = np.stack([first, second])  # refuses columns of different lengths
+    return np.bincount(np.array([2, 1]) @ both, minlength=4).reshape(2, 2)
