@@ -36,9 +36,9 @@ from flows.deploy_file import (
     wanted_deployments,
 )
 from flows.server_state import BLOCK, BLOCKS, POOL, POOL_TYPE, api_url, check_leases, read_state
+from mathtune.credentials import refuse_credentials
 from mathtune.errors import MachineError, UserError
 from mathtune.gpus import gpus_in_sight
-from mathtune.credentials import refuse_credentials
 from storage import ArtifactStore, CheckpointStore
 from tasks.deployment import SECRETS, secret_block
 from tasks.slots import limit_of, make_limit

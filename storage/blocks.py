@@ -8,8 +8,8 @@ from pydantic import AfterValidator, Field
 
 import mathtune.chain
 import mathtune.store
-from mathtune.folders import open_folders
 from mathtune.credentials import refuse_credentials
+from mathtune.folders import open_folders
 
 
 def without_credentials(root: str) -> str:

@@ -260,7 +260,7 @@ def test_a_prefect_server_that_does_not_answer_is_named_with_what_to_do(command,
 
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
         status, _, err = command("run", write_recipe())
-    assert status == 1 and "Failed to reach API" in err and "prefect server start" in err
+    assert status == 1 and "Failed to reach API" in err and "python -m deployments.server" in err
 
 
 # --- what works ---
