@@ -98,7 +98,7 @@ def prefect_server():
         yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def engine_keeper():
     from tests.engine_fixtures import Keeper
 

@@ -158,7 +158,7 @@ def test_an_idle_engine_ends_when_the_control_plane_is_killed_with_events_unread
             f"path = {str(tmp_path / 'socket')!r}\n"
             "listener = socket.socket(socket.AF_UNIX); listener.bind(path); listener.listen(1)\n"
             "engine = subprocess.Popen([sys.executable, '-m', 'mathtune.engine', '--connect', path], start_new_session=True)\n"
-            "connection, _ = listener.accept(); connection.recv(1000)\n"
+            "connection, _ = listener.accept(); connection.sendall(b'\\n'); connection.recv(1000)\n"
             f"connection.sendall({job!r}.encode() + b'\\n')\n"
             "time.sleep(15); print(engine.pid, flush=True); time.sleep(60)\n")
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -152,7 +152,8 @@ def test_short_scoring_and_a_run_without_a_server_show_nothing():
     times = iter([0.0, progress.WORTH_SECONDS])
     assert [text for _, text, _ in shown_by(score, clock=lambda: next(times))] == ["scoring 1 of 2", "done"]
     work = Work()
-    with StageProgress(work, "t", lambda *_: pytest.fail("shown")):
+    with (temporary_settings(restore_defaults={PREFECT_API_URL}),
+          StageProgress(work, "t", lambda *_: pytest.fail("shown"))):
         assert work.listeners == []
 
 
