@@ -42,9 +42,9 @@ def waits(event: str, text: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def world(tiny_base, tmp_path_factory):
+def world(tmp_path_factory):
     """With a server whose leases survive its restart, and which looks often for those that are over."""
-    world = World(tmp_path_factory.mktemp("slots"), tiny_base)
+    world = World(tmp_path_factory.mktemp("slots"), Path("builtin:demo"))  # so that nothing here imports torch
     world.environment |= {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": IN_FILES,
                           "PREFECT_SERVER_SERVICES_REPOSSESSOR_LOOP_SECONDS": "1"}
     world.start_server()
