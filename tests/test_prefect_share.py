@@ -78,13 +78,15 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_a_run_that_is_killed_at_once_leaves_no_server_behind():
-    killed = subprocess.run([sys.executable, "-c", KILLED], cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True)
+def test_a_run_that_is_killed_at_once_leaves_no_server_behind(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", KILLED], cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True,
+                          env={**os.environ, "PREFECT_HOME": str(tmp_path)}) as killed:
+        server = int(killed.stdout.readline())
     assert killed.returncode == -signal.SIGKILL
-    server = Path(f"/proc/{int(killed.stdout)}/stat")
-    for _ in range(1200):
-        if not server.exists() or server.read_text().rpartition(")")[2].split()[0] in "ZX":
+    stat = Path(f"/proc/{server}/stat")
+    for _ in range(600):
+        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] in "ZX":
             return
         time.sleep(0.1)
-    os.kill(int(killed.stdout), signal.SIGKILL)
+    os.kill(server, signal.SIGKILL)
     pytest.fail("the server is still there")
