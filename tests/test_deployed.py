@@ -162,7 +162,7 @@ def seen(team: Team, run: str) -> None:
         page.click("Artifacts")
         page.wait_for("links-nyu-verifier-8b", "accuracy-nyu-verifier-8b", "errors-nyu-verifier-8b")
         page.open(team.artifact("links-nyu-verifier-8b"))
-        page.wait_for("[0:20000)", "[20000:40000)", "[40000:60000)")
+        page.wait_for("0–20,000", "20,000–40,000", "40,000–60,000", "accepted")
 
 
 def test_two_ranges_by_command_the_worker_killed_in_the_second(team):
