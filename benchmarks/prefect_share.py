@@ -49,7 +49,7 @@ COLUMNS = {"whole": "whole, s", "stages": "in stages, s", "elsewhere": "in no st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ways", nargs="+", default=["command", "worker", "chunk"], choices=["command", "worker", "chunk"])
-    parser.add_argument("--chunk-rows", type=int, default=60_000, help="as many as train for about ten minutes on this machine")
+    parser.add_argument("--chunk-rows", type=int, default=100_000, help="as many as train for about ten minutes on this machine")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the two result files")
     parser.add_argument("--note", default="", help="what else the machine did meanwhile")
     arguments = parser.parse_args()
@@ -117,12 +117,12 @@ def deployed(folder: Path) -> Iterator[Any]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}/api"
-    environment = {**os.environ, "PREFECT_API_URL": url, "PREFECT_HOME": str(folder / "prefect"), "MATHTUNE_HOME": str(home),
-                   "PYTHONPATH": str(ROOT), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+    environment = {**os.environ, "PREFECT_API_URL": url, "PREFECT_HOME": str(folder / "prefect"), "PYTHONPATH": str(ROOT),
+                   "DO_NOT_TRACK": "1"}
     log = open(folder / "log.txt", "w")
 
     def start(*command: str) -> subprocess.Popen:
-        return subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, env=environment, stdout=log, stderr=log)
+        return subprocess.Popen([sys.executable, "-m", *command], cwd=home, env=environment, stdout=log, stderr=log)
 
     def run_deployment() -> dict[str, Any]:
         before, load = executions(home), os.getloadavg()[0]
@@ -134,15 +134,14 @@ def deployed(folder: Path) -> Iterator[Any]:
         return {**shares(picked.timestamp.timestamp(), state.timestamp.timestamp(), events_since(home, before)),
                 "load": round(load, 1)}
 
-    server = start("prefect", "server", "start", "--port", str(port))
+    server = start("deployments.server", "--port", str(port))
     processes = [server]
     try:
         while not answers(url):
             assert server.poll() is None, (folder / "log.txt").read_text()
             time.sleep(0.5)
-        for step in (["deployments.bootstrap"], ["prefect", "--no-prompt", "deploy", "--all"]):
-            assert start(*step).wait() == 0, (folder / "log.txt").read_text()
-        processes.append(start("prefect", "worker", "start", "--pool", "gpu"))
+        assert start("deployments.bootstrap").wait() == 0, (folder / "log.txt").read_text()
+        processes.append(start("deployments.worker"))
         with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
             yield run_deployment
     finally:
