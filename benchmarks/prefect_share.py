@@ -49,7 +49,7 @@ COLUMNS = {"whole": "whole, s", "stages": "in stages, s", "elsewhere": "in no st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ways", nargs="+", default=["command", "worker", "chunk"], choices=["command", "worker", "chunk"])
-    parser.add_argument("--chunk-rows", type=int, default=100_000, help="as many as train for about ten minutes on this machine")
+    parser.add_argument("--chunk-rows", type=int, default=100_000, help="as many as train for about ten minutes")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the two result files")
     parser.add_argument("--note", default="", help="what else the machine did meanwhile")
     arguments = parser.parse_args()
