@@ -72,7 +72,7 @@ class Deployed:
         with get_client(sync_client=True) as client:
             demo, verifier = (client.read_deployment_by_name(f"pipeline/{name}").id for name in ("demo", "verifier"))
             client.update_deployment(verifier, DeploymentUpdate(work_pool_name="other"))
-            for automation in automations([demo, verifier]):
+            for automation in automations():
                 client.create_automation(automation)
 
     def worker(self, pool: str = "gpu", **environment: str) -> subprocess.Popen:
