@@ -220,6 +220,20 @@ def test_a_preempted_run_is_saved_and_goes_on_whoever_is_told_first(server, whol
     assert server.world.outcome("preempted") == whole()
 
 
+def test_a_run_whose_machine_is_gone_is_crashed_and_started_again_by_the_automations(server, vanished, whole):
+    """Three heartbeats of 30 s must be missed; then another worker of the pool goes on, and nothing holds the slot.
+
+    Before the server restarts: Prefect's would then let the run's end wait for its begin, which it had forgotten.
+    """
+    execution, worker = vanished
+    execution.ends("Completed", worker)
+    assert execution.of("resumed", 2)[0]["step"] >= 2
+    assert execution.read().run_count == 2
+    assert server.world.outcome("vanished") == whole()
+    worker.terminate()
+    assert worker.wait(PATIENCE) == 0
+
+
 def test_a_cancelled_run_frees_its_slot_and_the_next_outlasts_a_locked_database_and_a_server_that_is_away(server, whole):
     """Cancelled as the UI does, by asking the server. What the run tells waits for the lock.
     What is left is done without a server; the worker waits for it longer than Prefect's, and the run is not started twice."""
@@ -246,14 +260,3 @@ def test_a_cancelled_run_frees_its_slot_and_the_next_outlasts_a_locked_database_
     assert waiting.read().run_count == 1
     assert server.world.outcome("waiting") == whole()
     end_at_once(worker)
-
-
-def test_a_run_whose_machine_is_gone_is_crashed_and_started_again_by_the_automations(server, vanished, whole):
-    """Three heartbeats of 30 s must be missed; then another worker of the pool goes on, and nothing holds the slot."""
-    execution, worker = vanished
-    execution.ends("Completed", worker)
-    assert execution.of("resumed", 2)[0]["step"] >= 2
-    assert execution.read().run_count == 2
-    assert server.world.outcome("vanished") == whole()
-    worker.terminate()
-    assert worker.wait(PATIENCE) == 0

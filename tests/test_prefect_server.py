@@ -1,0 +1,37 @@
+"""The team's server over a restart: what its automations knew of runs is known afterwards."""
+
+import time
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Crashed, Pending, Running
+
+from flows.automations import TAG, restart
+from tests.test_deployed_faults import TeamsWorld, until
+
+STORED_SECONDS = 8  # the server writes its events down every five
+
+
+@pytest.mark.slow
+def test_a_run_that_crashes_after_a_restart_of_the_server_starts_again(tmp_path):
+    """Its end follows its begin, which Prefect's own server had forgotten, and waited for."""
+    world = TeamsWorld(tmp_path, tmp_path)
+    world.start_server()
+    try:
+        with temporary_settings({PREFECT_API_URL: world.url}), get_client(sync_client=True) as client:
+            client.create_work_pool(WorkPoolCreate(name="probe", type="process"))
+            deployment = client.create_deployment(client.create_flow_from_name("probe"), "probe", work_pool_name="probe",
+                                                  entrypoint="nobody.runs_it", tags=[TAG])
+            client.create_automation(restart())
+            run = client.create_flow_run_from_deployment(deployment).id
+            for state in (Pending(), Running()):
+                client.set_flow_run_state(run, state)
+            time.sleep(STORED_SECONDS)
+            world.kill_server()
+            world.start_server()
+            client.set_flow_run_state(run, Crashed())
+            until(lambda: client.read_flow_run(run).state_name == "Scheduled", world.server, 0.5)
+    finally:
+        world.kill_server()
