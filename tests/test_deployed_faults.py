@@ -59,7 +59,7 @@ class Deployed:
         (self.world.folder / "recipes").mkdir()
         for name in NAMES:  # the names that the form offers are those of the time of deploying
             self.world.recipe(name, chunks={"size": 96, "end": 96}, evaluation={"words_rows": 0, "batch_size": 60},
-                              sft={"learning_rate": 1e-4, "examples_per_step": 16, "save_every": 2, "epochs": 6})
+                              sft={"learning_rate": 1e-4, "examples_per_step": 16, "save_every": 2, "epochs": 30})
             shutil.copy(self.world.folder / f"{name}.yaml", self.world.folder / "recipes")
         for pool in ("gpu", "other"):
             make_pool(pool)
