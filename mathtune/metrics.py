@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from sklearn.metrics import confusion_matrix
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
@@ -192,5 +193,6 @@ def differ(first: Interval, second: Interval) -> bool:
 
 def crosstab(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Counts (2, 2) by the first and then the second of two bool columns, False before True."""
-    both = np.stack([first, second])  # refuses columns of different lengths
-    return np.bincount(np.array([2, 1]) @ both, minlength=4).reshape(2, 2)
+    if len(first) == len(second) == 0:
+        return np.zeros((2, 2), dtype=int)  # scikit-learn refuses empty columns
+    return confusion_matrix(first, second, labels=[False, True])
