@@ -4,8 +4,8 @@ import sys
 from collections.abc import Callable
 
 from rich.console import Console
-from rich.text import Text
 
+from flows.remedies import error_text
 from mathtune.errors import MathtuneError
 
 
@@ -14,6 +14,5 @@ def run_command(command: Callable[[], None]) -> None:
     try:
         command()
     except MathtuneError as error:
-        text = Text.assemble(("✗ ", "red"), (f"{type(error).__name__} ", "bold"), str(error))
-        Console(stderr=True).print(text, soft_wrap=True)
+        Console(stderr=True).print(error_text(error), soft_wrap=True)
         sys.exit(error.exit_status)

@@ -32,7 +32,8 @@ from prefect.states import Scheduled
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 
 from deployments.command import run_command
-from flows.server_state import BOOTSTRAP, read_state
+from flows.remedies import BOOTSTRAP
+from flows.server_state import read_state
 from mathtune.exit_status import GIVEN_UP
 from mathtune.parent import PARENT
 

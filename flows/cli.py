@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from flows import execute, show
+from flows.remedies import error_text
 from mathtune import __version__
 from mathtune.chain import Chain
 from mathtune.errors import MathtuneError, RecipeError
@@ -203,7 +204,7 @@ def main() -> None:
     except MathtuneError as error:
         if debug:
             raise
-        errors.print(Text.assemble(("✗ ", "red"), (f"{type(error).__name__} ", "bold"), str(error)), soft_wrap=True)
+        errors.print(error_text(error), soft_wrap=True)
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
         errors.print("stopped; the same command goes on from here")

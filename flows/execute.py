@@ -15,6 +15,7 @@ from rich.console import Console
 from flows import BEGAN
 from flows.display import Display
 from flows.local_server import local_server
+from flows.remedies import LOGIN_REMEDY, SERVER, SERVER_REMEDY
 from flows.show import result_table
 from mathtune.errors import MachineError, MathtuneError
 from mathtune.exit_status import GIVEN_UP, SAVED
@@ -33,8 +34,7 @@ QUIET_PREFECT = {
 PATIENCE = {"PREFECT_CLIENT_MAX_RETRIES": "4", "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
             "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}  # the terminal has the display
 
-SERVER_REMEDY = "python -m deployments.server, or unset PREFECT_API_URL"
-OWN_REMEDY = "what it said is above; or use another: python -m deployments.server, and export its PREFECT_API_URL"
+OWN_REMEDY = f"what it said is above; or use another: {SERVER}, and export its PREFECT_API_URL"
 
 
 def execute(console: Console, flow: str, recipe: Recipe, **parameters: Any) -> None:
@@ -124,7 +124,7 @@ def server_error(error: Exception, title: str) -> MachineError:
         return MachineError(str(error), where="PREFECT_API_URL", remedy=SERVER_REMEDY)
     if isinstance(error, HTTPStatusError) and error.response.status_code == 401:
         return MachineError("the server does not accept this login; all that was done is kept", where=title,
-                            remedy="export PREFECT_API_AUTH_STRING=user:password, its PREFECT_SERVER_API_AUTH_STRING")
+                            remedy=LOGIN_REMEDY)
     return MachineError(f"Prefect's server went away: {error}; all that was done is kept", where=title,
                         remedy=f"{SERVER_REMEDY}; the same command is then served from there")
 

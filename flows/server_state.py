@@ -23,21 +23,19 @@ from prefect.settings import PREFECT_API_URL
 from flows.automations import NAMES, automations, says
 from flows.deploy_file import find_file, folder_of, read_file, unlike, wanted_deployments
 from flows.findings import Finding
+from flows.remedies import BOOTSTRAP, LOGIN_REMEDY, SERVER, SERVER_REMEDY
 from mathtune.credentials import CREDENTIALS
 from mathtune.errors import MachineError
 from storage import ArtifactStore, CheckpointStore
 from tasks.deployment import SECRETS, secret_block
+from tasks.slots import GPU_LIMIT, IN_MEMORY, lease_storage
 
 POOL, POOL_TYPE = "gpu", "process"
 BLOCK = "default"
 BLOCKS = {ArtifactStore: "artifacts", CheckpointStore: "chains"}  # and the folder of each below .mathtune/
 LEASES = "prefect.server.concurrency.lease_storage.filesystem"
-MEMORY = "prefect.server.concurrency.lease_storage.memory"
 OURS = ("flows.deployed.", "flows.pipeline.")  # how the entrypoint of a deployment of this project begins
 PAGE = 100  # things a request; the server gives 200 at most
-GPU_LIMIT = "gpu:"  # how the name of a GPU's limit begins
-BOOTSTRAP = "python -m deployments.bootstrap"
-SERVER = "python -m deployments.server"
 
 
 Read = TypeVar("Read")
@@ -89,21 +87,20 @@ def read_state() -> ServerState:
             raise MachineError(f"the server answers {error.response.status_code}", where=url,
                                remedy="read the server's log") from error
         raise MachineError("the server does not accept this login", where=url,
-                           remedy="export PREFECT_API_AUTH_STRING=user:password, its PREFECT_SERVER_API_AUTH_STRING") from error
+                           remedy=LOGIN_REMEDY) from error
     except (HTTPError, RuntimeError) as error:  # RuntimeError: "Failed to reach API"
         raise MachineError(f"the server does not answer: {error}", where=url,
-                           remedy=f"{SERVER}, or unset PREFECT_API_URL") from error
+                           remedy=SERVER_REMEDY) from error
 
 
 def _read(client: SyncPrefectClient) -> ServerState:
-    settings = client.request("GET", "/admin/settings").json()
     deployments = _deployments(client)
     ours = [one for one in deployments.values() if (one.entrypoint or "").startswith(OURS)]
     pool = next((one.work_pool_name for one in ours if one.work_pool_name), POOL)
     work_pool = _or_none(lambda: client.read_work_pool(pool))
     online = WorkerFilter(status=WorkerFilterStatus(any_=["ONLINE"]))
     return ServerState(
-        lease_storage=settings["server"]["concurrency"]["lease_storage"],
+        lease_storage=lease_storage(client),
         pool=pool,
         work_pool=work_pool,
         workers=len(client.read_workers_for_work_pool(pool, worker_filter=online)) if work_pool else 0,
@@ -157,8 +154,9 @@ def examine_server() -> list[Finding]:
 def check_leases(state: ServerState) -> Finding:
     """A slot's holder is forgotten by a restart of the server whose leases lie in memory, and live training is stopped."""
     name = state.lease_storage.rpartition(".")[2]
-    return Finding("leases", state.lease_storage != MEMORY, f"in the server's {name}; lost at its restart" if name == "memory"
-                   else f"kept ({name})", f"stop the server and start it by {SERVER}")
+    lost = state.lease_storage == IN_MEMORY
+    return Finding("leases", not lost, f"in the server's {name}; lost at its restart" if lost else f"kept ({name})",
+                   f"stop the server and start it by {SERVER}")
 
 
 def check_pool(state: ServerState) -> Finding:

@@ -19,8 +19,13 @@ def refuse_credentials(values: dict[str, Any], where: str) -> None:
         RecipeError: names the keys that do.
     """
     if found := keys_with_credentials(values):
-        raise RecipeError(f"a password or token in {', '.join(found)}, where everybody can read it", where=where,
+        raise RecipeError(found_text(found), where=where,
                           remedy="export it where the run works (HF_TOKEN, AWS_ACCESS_KEY_ID …), or save it as a Secret block")
+
+
+def found_text(keys: list[str]) -> str:
+    """What is wrong with these keys."""
+    return f"a password or token in {', '.join(keys)}, where everybody can read it"
 
 
 def keys_with_credentials(values: dict[str, Any]) -> list[str]:

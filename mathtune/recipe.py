@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from mathtune.credentials import keys_with_credentials
+from mathtune.credentials import found_text, keys_with_credentials
 from mathtune.recipe_source import Count, Fraction, Name, Positive, Section, Seed, Source, template_fields
 
 Recompute = Literal["none", "selective", "full"]
@@ -263,7 +263,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _without_credentials(self):
         if found := keys_with_credentials(self.model_dump()):
-            raise ValueError(f"a password or token in {', '.join(found)}, where everybody can read it")
+            raise ValueError(found_text(found))
         return self
 
     @model_validator(mode="after")

@@ -1,6 +1,7 @@
 """What a run of a deployment does besides its work: takes secrets, gives up a crash loop, says its range, ends its schedule."""
 
 import os
+from contextlib import suppress
 from typing import Any
 
 from prefect.blocks.system import Secret
@@ -69,11 +70,8 @@ def check_attempts() -> None:
 
 def name_run(name: str) -> None:
     """Names the run that this is called in, where it is a flow run of a server that answers."""
-    try:
-        with answering() as client:
-            client.set_flow_run_name(flow_run.id, name)
-    except AWAY:
-        pass  # its parameters say the same
+    with suppress(*AWAY), answering() as client:  # its parameters say the same
+        client.set_flow_run_name(flow_run.id, name)
 
 
 def default_parameters() -> dict[str, Any]:

@@ -29,6 +29,7 @@ from tasks.servers import AWAY, answering
 LEASE_SECONDS = 60  # the shortest that Prefect has
 RENEW_SECONDS = 15
 END_SECONDS = 5  # for a slot to be given back; else it is free when its lease is over
+GPU_LIMIT = "gpu:"  # how the name of a GPU's limit begins
 IN_MEMORY = "prefect.server.concurrency.lease_storage.memory"
 
 
@@ -41,7 +42,7 @@ def lease_gpus(count: int, run: str, emit: Emit) -> Iterator[Held]:
 
 def limit_of(gpu: Gpu) -> str:
     """The name of a GPU's limit: by its UUID it is the same in every container."""
-    return f"gpu:{gpu.uuid or f'{HOST}:{gpu.name}'}".replace("/", "_")
+    return f"{GPU_LIMIT}{gpu.uuid or f'{HOST}:{gpu.name}'}".replace("/", "_")
 
 
 class Slots:
@@ -127,7 +128,7 @@ class Lease:
             with answering() as client:
                 what(client)
         except AWAY:
-            pass
+            pass  # asked again at the next renewal; what is not given back is free when its lease is over
         except Exception as error:  # of whatever kind: the thread would end, and the slot be lost without a word
             self.trouble = error
 
@@ -142,7 +143,12 @@ class Lease:
 
 def survive(client: SyncPrefectClient) -> bool:
     """Whether leases survive a restart of the server. Else the slot of a job that it met would be taken for ever."""
-    return client.request("GET", "/admin/settings").json()["server"]["concurrency"]["lease_storage"] != IN_MEMORY
+    return lease_storage(client) != IN_MEMORY
+
+
+def lease_storage(client: SyncPrefectClient) -> str:
+    """Where the server keeps leases: the module's name."""
+    return client.request("GET", "/admin/settings").json()["server"]["concurrency"]["lease_storage"]
 
 
 def acquire(client: SyncPrefectClient, limit: str) -> UUID | None:

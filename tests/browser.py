@@ -17,7 +17,7 @@ import pytest
 from websockets.sync.client import connect
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-         "--disable-sync", "--no-first-run", "--hide-scrollbars", "--force-prefers-reduced-motion"]
+         "--disable-sync", "--no-first-run", "--hide-scrollbars"]
 
 PATIENCE = 60  # seconds, on a busy machine
 
@@ -88,14 +88,20 @@ def _until(condition: Callable[[], Any], otherwise: Callable[[], str]) -> Any:
     pytest.fail(otherwise())
 
 
+def chromium() -> str:
+    """The program; skips the test where there is none."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        pytest.skip("no chromium here")
+    return found
+
+
 @contextmanager
 def browser(folder: Path, width: int = 1400, height: int = 1000):
     """A ``Page`` of a browser with a profile of its own in a folder; skips the test where there is no Chromium."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no chromium here")
-    process = subprocess.Popen([chromium, *FLAGS, "--remote-debugging-port=0", f"--user-data-dir={folder}",
-                                f"--window-size={width},{height}", "about:blank"], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([chromium(), *FLAGS, "--force-prefers-reduced-motion", "--remote-debugging-port=0",
+                                f"--user-data-dir={folder}", f"--window-size={width},{height}",
+                                "about:blank"], stderr=subprocess.PIPE, text=True)
     try:
         for line in process.stderr:
             if found := re.search(r"ws://127.0.0.1:(\d+)/", line):

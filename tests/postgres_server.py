@@ -3,10 +3,11 @@
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import tempfile
 from pathlib import Path
+
+from tests.server_fixtures import free_port
 
 PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 USER = "postgres" if os.getuid() == 0 else None  # PostgreSQL refuses to run as root
@@ -27,9 +28,7 @@ class Postgres:
         if USER:
             for path in (self.folder, self.folder / "password"):
                 shutil.chown(path, USER)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = int(free_port())
         self.url = f"postgresql+asyncpg://prefect:{self.password}@127.0.0.1:{port}/postgres"
         data = str(self.folder / "data")
         self._run("initdb", "-D", data, "-U", "prefect", "--auth=scram-sha-256", f"--pwfile={self.folder / 'password'}",

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import yaml
 from prefect.client.orchestration import get_client
@@ -23,6 +24,7 @@ from tests.conftest import VERIFIER_TEMPLATE
 CANARIES = {"HF_TOKEN": "hf_canaryAAAAAAAAAAAAAAAAAAAAAAAAAAAA", "WANDB_API_KEY": "c0ffee" * 6 + "c0ff",
             "AWS_SECRET_ACCESS_KEY": "canary/BBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBB"}
 PATIENCE = 120  # seconds, on a busy machine
+TEAMS_SERVER = ("deployments.server",)  # whose automations are right with a busy database
 
 
 def start(log: Path, *command: str, run: str = "-m", **options) -> subprocess.Popen:
@@ -42,32 +44,54 @@ def until(condition, process: subprocess.Popen, every: float = 0.02, patience: f
     pytest.fail(f"nothing after {patience} s")
 
 
+def free_port() -> str:
+    """Of the loopback address, for a server to come."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def answers(url: str) -> bool:
+    """Whether a server's API does."""
+    with suppress(httpx.TransportError):
+        return httpx.get(f"{url}/health", trust_env=False).is_success
+    return False
+
+
+def kill_group(process: subprocess.Popen) -> None:
+    """Kills a process that was started as a session of its own, and what it started there."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def end_at_once(process: subprocess.Popen) -> None:
+    """As a machine that loses its power: a process and all that it started, in whatever sessions."""
+    with suppress(psutil.NoSuchProcess):
+        root = psutil.Process(process.pid)
+        for one in [*root.children(recursive=True), root]:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+    process.wait()
+
+
 class World:
     """The folder below which every run of this module works, its Prefect server, and the environment of all."""
 
-    def __init__(self, folder: Path, base: Path):
-        self.folder, self.base, self.database = folder, base, folder / "prefect"
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = str(free.getsockname()[1])
+    def __init__(self, folder: Path, base: Path, server: tuple[str, ...] = ("prefect", "server", "start")):
+        self.folder, self.base, self.database, self.server_command = folder, base, folder / "prefect", server
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}/api"
         self.environment = {**os.environ, **CANARIES, "PREFECT_API_URL": self.url, "PREFECT_HOME": str(folder / "client"),
                             "HF_HOME": str(folder / "hf"), "WANDB_DIR": str(folder), "COLUMNS": "200"}
 
     def start_server(self) -> None:
-        self.server = start(self.folder / "server.log", "prefect", "server", "start", "--port", self.port,
+        self.server = start(self.folder / "server.log", *self.server_command, "--port", self.port,
                             env={**self.environment, "PREFECT_HOME": str(self.database)}, start_new_session=True)
-        until(self._answers, self.server)
+        until(lambda: answers(self.url), self.server)
 
     def kill_server(self) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self.server.pid, signal.SIGKILL)
-        self.server.wait()
-
-    def _answers(self) -> bool:
-        with suppress(httpx.TransportError):
-            return httpx.get(f"{self.url}/health", trust_env=False).is_success
-        return False
+        kill_group(self.server)
 
     def states(self, name: str) -> list[str]:
         """States of the flow runs of a recipe, in the order of their start."""

@@ -3,7 +3,6 @@
 import importlib
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -15,7 +14,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
-import httpx
 import pytest
 import yaml
 from prefect import Flow
@@ -42,11 +40,13 @@ from flows.automations import HEARTBEAT, RESTART, TAG, ZOMBIE, restart, resubmit
 from flows.deploy_file import read_file, schedule_of
 from flows.doctor import check_prefect
 from flows.prepare import open_workspace
-from flows.server_state import MEMORY, check_leases, read_state
+from flows.server_state import check_leases, read_state
 from mathtune.errors import MachineError, RecipeError, UserError
 from mathtune.recipe_file import load_recipe
 from storage import ArtifactStore, CheckpointStore
 from tasks.deployment import ATTEMPTS
+from tasks.slots import IN_MEMORY
+from tests.server_fixtures import answers, free_port, kill_group
 
 ROOT = Path(__file__).parents[1]
 LOGIN = "team:planted-password"
@@ -141,9 +141,7 @@ def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("team")
     home = folder / "home"
     home.mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = free_port()
     url = f"http://127.0.0.1:{port}/api"
     environment = {**os.environ, "PREFECT_HOME": str(folder / "server"), "PREFECT_SERVER_API_AUTH_STRING": LOGIN,
                    "PREFECT_SERVER_UI_ENABLED": "false", "PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY": "PT1S"}
@@ -161,15 +159,7 @@ def server(tmp_path_factory):
         process.send_signal(signal.SIGTERM)  # reaches Prefect itself
         process.wait(PATIENCE)
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def answers(url: str) -> bool:
-    with suppress(httpx.TransportError):
-        return httpx.get(f"{url}/health", trust_env=False).is_success
-    return False
+        kill_group(process)
 
 
 def wait_for(condition, process: subprocess.Popen | None = None):
@@ -339,7 +329,7 @@ def test_doctor_sees_each_thing_that_is_missing(home, client, again):
     again()
     assert bad() == {}
 
-    assert not check_leases(replace(read_state(), lease_storage=MEMORY)).good
+    assert not check_leases(replace(read_state(), lease_storage=IN_MEMORY)).good
     home.rename(home.with_name("away"))
     assert bad() == {"deployments": f"{fix} --home FOLDER"}
     home.with_name("away").rename(home)

@@ -7,10 +7,9 @@ import json
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.deployed import USED_UP
 from tests.browser import browser
-from tests.server_fixtures import PATIENCE, Run, World, start, until
+from tests.server_fixtures import PATIENCE, Run, World, answers, end_at_once, start, until
 
 pytestmark = pytest.mark.slow
 
@@ -120,21 +119,9 @@ def team(tiny_base, tmp_path_factory):
     team.write_recipes()
     assert f"export PREFECT_API_URL={team.url.replace(team.port, '4200')}" in team.commands
     team.server = team.process("python -m deployments.server")
-    until(team._answers, team.server)
+    until(lambda: answers(team.url), team.server)
     yield team
     team.kill_server()
-
-
-def kill(process: subprocess.Popen) -> None:
-    """Kills a process and all that it started, as a machine that loses its power."""
-    tree = [process.pid]
-    for pid in tree:
-        tree += [int(child) for child in subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True,
-                                                        text=True).stdout.split()]
-    for pid in tree:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    process.wait()
 
 
 def while_it_is_missed(team: Team, worker: subprocess.Popen) -> None:
@@ -183,7 +170,7 @@ def test_two_ranges_by_command_the_worker_killed_in_the_second(team):
             until(lambda: page.open(address) or "of 60 · " in page.wait_for("step"), worker, 1)
             page.wait_for("tokens/s", "Flow Run", "nyu-verifier-8b [20000:40000)")
         assert 40 <= team.steps("nyu-verifier-8b") < 60
-        kill(worker)
+        end_at_once(worker)
         worker = team.process("python -m deployments.worker")  # whose engine is not held: it was once
         undisturbed = Run(team, "undisturbed")
         while_it_is_missed(team, worker)
@@ -201,5 +188,5 @@ def test_two_ranges_by_command_the_worker_killed_in_the_second(team):
         seen(team, third)
         assert "✗" not in team.command("mathtune doctor")
     finally:
-        kill(worker)
+        end_at_once(worker)
     assert team.left == []

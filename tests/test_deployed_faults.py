@@ -14,7 +14,7 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -29,7 +29,7 @@ from prefect.states import Cancelling
 from deployments.bootstrap import make_pool
 from deployments.worker import AWAY
 from flows.automations import automations
-from tests.server_fixtures import PATIENCE, Run, World, start, until
+from tests.server_fixtures import PATIENCE, TEAMS_SERVER, Run, World, end_at_once, start, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # the first test waits for server, deployments and two runs
 
@@ -37,15 +37,6 @@ ROOT = Path(__file__).parents[1]
 NAMES = ("whole", "vanished", "preempted", "waiting")
 LOCKED_SECONDS = 15  # after 30 the server answers 500, which ends a run
 ENDURED = 12  # failures after which Prefect's own worker ends: four times three in a row
-
-
-class TeamsWorld(World):
-    """With the server of a team, whose automations are right with a busy database."""
-
-    def start_server(self) -> None:
-        self.server = start(self.folder / "server.log", "deployments.server", "--port", self.port,
-                            env={**self.environment, "PREFECT_HOME": str(self.database)}, start_new_session=True)
-        until(self._answers, self.server)
 
 
 class Deployed:
@@ -137,17 +128,9 @@ class Execution:
         until(lambda: self.state == state, worker)
 
 
-def end_at_once(worker: subprocess.Popen) -> None:
-    """As a machine that loses its power: the worker and all that it started."""
-    for process in [*psutil.Process(worker.pid).children(recursive=True), worker]:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    worker.wait()
-
-
 @pytest.fixture(scope="module")
 def server(tiny_base, tmp_path_factory):
-    world = TeamsWorld(tmp_path_factory.mktemp("deployed"), tiny_base)
+    world = World(tmp_path_factory.mktemp("deployed"), tiny_base, TEAMS_SERVER)
     deployed = Deployed(world)
     with temporary_settings({PREFECT_API_URL: world.url}):
         world.start_server()

@@ -28,7 +28,7 @@ from flows import execute
 from mathtune.errors import ChainError
 from mathtune.recipe_file import dump_recipe
 from tests.hub_server import REPO, HubServer
-from tests.server_fixtures import CANARIES, PATIENCE, Run, World, start, until
+from tests.server_fixtures import CANARIES, PATIENCE, Run, World, kill_group, start, until
 from tests.test_hub_source import FILES
 
 pytestmark = pytest.mark.slow
@@ -267,8 +267,7 @@ def test_a_cancelled_run_is_saved_and_the_same_command_goes_on(world, whole):
             client.set_flow_run_state(flow_run.id, Cancelling())
             until(lambda: client.read_flow_run(flow_run.id).state_name == "Cancelled", worker)
         finally:
-            os.killpg(worker.pid, signal.SIGKILL)
-            worker.wait()
+            kill_group(worker)
     assert '"event": "stopped", "saved": true' in events.read_text()
     run = Run(world, "cancelled")
     assert run.end() == 0, run.output
@@ -360,9 +359,7 @@ def test_trials_of_a_sweep_run_side_by_side_on_two_workers(world):
         assert sweep.wait(2 * PATIENCE) == 0, (world.folder / "sweep.log").read_text()
     finally:
         for worker in workers:
-            with suppress(ProcessLookupError):
-                os.killpg(worker.pid, signal.SIGKILL)
-            worker.wait()
+            kill_group(worker)
     trials = json.loads((world.folder / "runs" / "pair" / "sweep.json").read_text())["trials"]
     assert [(trial["name"], trial["state"], trial["accuracy"]["n"]) for trial in trials] == [
         ("pair-rank2", "done", 60), ("pair-rank4", "done", 60)]

@@ -25,7 +25,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 from deployments.bootstrap import make_pool
 from tests.conftest import VERIFIER_TEMPLATE
 from tests.postgres_server import PROGRAMS, Postgres
-from tests.server_fixtures import CANARIES, PATIENCE, start, until
+from tests.server_fixtures import CANARIES, PATIENCE, answers, free_port, kill_group, start, until
 
 pytestmark = [pytest.mark.slow,
               pytest.mark.skipif(not PROGRAMS, reason="PostgreSQL is not installed: apt-get install postgresql"),
@@ -78,9 +78,7 @@ class Team:
 
     def __init__(self, folder: Path, base: Path, bucket: str, database: Postgres):
         self.folder, self.database = folder, database
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = int(free_port())
         self.url, self.key = f"http://127.0.0.1:{self.port}/api", Fernet.generate_key().decode()
         self.store = f"{bucket}/{folder.name}"
         self.recipe = {
@@ -110,7 +108,7 @@ class Team:
                        "PREFECT_HOME": str(self.folder / "server"), "PREFECT_LOGGING_LEVEL": "INFO"}
         self.server = start(self.folder / "server.log", "deployments.server", "--port", str(self.port),
                             env=environment, start_new_session=True)
-        until(self._answers, self.server)
+        until(lambda: answers(self.url), self.server)
 
     def start_alone(self) -> None:
         """The same chain, by one undisturbed run in a folder."""
@@ -124,16 +122,6 @@ class Team:
         """Adapter digests of that chain."""
         assert self.run_alone.wait(PATIENCE) == 0, (self.folder / "alone/output.log").read_text()
         return digests(json.loads((self.folder / "alone/runs/tiny/metrics.json").read_text()))
-
-    def kill_server(self) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self.server.pid, signal.SIGKILL)
-        self.server.wait()
-
-    def _answers(self) -> bool:
-        with suppress(httpx.TransportError):
-            return httpx.get(f"{self.url}/health", trust_env=False).is_success
-        return False
 
     def client(self) -> SyncPrefectClient:
         return get_client(sync_client=True)
@@ -179,7 +167,7 @@ def team(tiny_base, s3_server, tmp_path_factory):
                 if hasattr(team, "run_alone"):
                     team.run_alone.kill()
                     team.run_alone.wait()
-                team.kill_server()
+                kill_group(team.server)
 
 
 def digests(record: dict) -> list[str]:

@@ -9,7 +9,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Crashed, Pending, Running
 
 from flows.automations import TAG, restart
-from tests.test_deployed_faults import TeamsWorld, until
+from tests.server_fixtures import TEAMS_SERVER, World, until
 
 STORED_SECONDS = 8  # the server writes its events down every five
 
@@ -17,7 +17,7 @@ STORED_SECONDS = 8  # the server writes its events down every five
 @pytest.mark.slow
 def test_a_run_that_crashes_after_a_restart_of_the_server_starts_again(tmp_path):
     """Its end follows its begin, which Prefect's own server had forgotten, and waited for."""
-    world = TeamsWorld(tmp_path, tmp_path)
+    world = World(tmp_path, tmp_path, TEAMS_SERVER)
     world.start_server()
     try:
         with temporary_settings({PREFECT_API_URL: world.url}), get_client(sync_client=True) as client:

@@ -3,13 +3,13 @@
 import html
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from mathtune.report import build_report
+from tests.browser import FLAGS, chromium
 from tests.record_fixtures import full_solver, full_verifier, solver_errors, verifier_errors
 
 # A page of frames; what `ask` finds in them becomes the page's title.
@@ -23,17 +23,12 @@ WRAPPER = """<title>-</title><body>{frames}<script>onload = async () => {{
 
 def in_browser(folder: Path, ask: str, addresses: list[str], widths: list[int]) -> object:
     """What the script ``ask`` (a function of the frames' windows) says of ``report.html`` at each address and width."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no chromium here")
     frames = "".join(f'<iframe src="report.html{address}" style="border:0;width:{width}px;height:900px"></iframe>'
                      for address, width in zip(addresses, widths, strict=True))
     (folder / "wrapper.html").write_text(WRAPPER.format(frames=frames, ask=ask))
     done = subprocess.run(
-        [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-         "--hide-scrollbars", "--disable-component-update", "--disable-sync", "--no-first-run",
-         f"--user-data-dir={folder / 'profile'}", "--allow-file-access-from-files", "--virtual-time-budget=20000",
-         "--dump-dom", (folder / "wrapper.html").as_uri()],
+        [chromium(), *FLAGS, f"--user-data-dir={folder / 'profile'}", "--allow-file-access-from-files",
+         "--virtual-time-budget=20000", "--dump-dom", (folder / "wrapper.html").as_uri()],
         capture_output=True, text=True, timeout=120)
     return json.loads(html.unescape(re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)[1]))
 
