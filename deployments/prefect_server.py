@@ -1,40 +1,39 @@
-"""``prefect server start``, whose automations are right with a busy database and after the server was away.
+"""``prefect server start``, whose automations are right when it is behind and after it was away.
 
-Not to be called by people: ``deployments.server`` is. Three things of Prefect's are mended, all by experiment:
-
-An event's automations are looked up in a transaction that reads first and writes then. SQLite refuses such a one at once if
-somebody else wrote in between, and after four attempts within half a second the event is dropped: a crashed run would not
-start again. A transaction that begins with the right to write waits its turn. PostgreSQL needs nothing of this.
+Not to be called by people: ``deployments.server`` is. Three things of Prefect's are mended, all by experiment, besides how it
+waits for its database (``flows.server_database``):
 
 The time in which a sign of life must come goes on while the server is away, and is over when it is back: every live run would
 be taken for dead, before it could be heard. So all waits begin anew when the server does.
 
 An event waits for the one that it follows, up to 15 minutes, and which ones have been seen is forgotten at a restart: a run
 that crashes within minutes of its begin would not start again for so long. So what was stored before counts as seen.
+
+A server that is behind with its events may act on what was so some time ago: it would crash a run that has completed, and have
+it done again. So our automations look first at what the run's state is by now.
 """
 
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from uuid import UUID
 
 import sqlalchemy as sa
 from prefect.cli import app
 from prefect.server.database import provide_database_interface
 from prefect.server.events import triggers
+from prefect.server.events.actions import ActionFailed, ChangeFlowRunState
 from prefect.server.events.ordering.memory import CausalOrdering
-from prefect.server.events.schemas.automations import Automation, EventTrigger, Posture
+from prefect.server.events.schemas.automations import Automation, EventTrigger, Posture, TriggeredAction
 from prefect.server.events.schemas.events import Event
+from prefect.server.schemas.states import StateType
 from prefect.types._datetime import now
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from flows.automations import OURS
+from flows.server_database import wait_in_the_event_loop
 
-@asynccontextmanager
-async def waiting_session(begin_transaction: bool = False) -> AsyncIterator[AsyncSession]:
-    """As ``prefect.server.events.models.automations.automations_session``, but with the right to write from its begin."""
-    database = provide_database_interface()
-    async with database.session_context(begin_transaction=begin_transaction, with_for_update=begin_transaction) as session:
-        yield session
+MEANT_FOR = {StateType.CRASHED: {StateType.RUNNING},  # a silent run
+             StateType.SCHEDULED: {StateType.CRASHED, StateType.PENDING}}  # a crashed one, and one that never began
 
 
 def listening_first(load: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
@@ -66,6 +65,21 @@ def remembering(seen: Callable[..., Awaitable[bool]]) -> Callable[..., Awaitable
     return has_been_seen
 
 
+def heeding_the_state(act: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    """``ChangeFlowRunState.act``, but, where it is one of our automations', only from states that it is meant for."""
+
+    async def act_unless_late(action: ChangeFlowRunState, triggered: TriggeredAction) -> None:
+        if triggered.automation.name.startswith(OURS):
+            database, run = provide_database_interface(), await action.flow_run(triggered)
+            async with database.session_context() as session:
+                state = await session.scalar(sa.select(database.FlowRun.state_type).where(database.FlowRun.id == run))
+            if state not in MEANT_FOR[action.state]:
+                raise ActionFailed(f"it comes too late: the run is {state.value} by now")
+        await act(action, triggered)
+
+    return act_unless_late
+
+
 async def begin_waits(session: AsyncSession) -> None:
     """Gives every trigger that waits for an event its whole time from now."""
     database = provide_database_interface()
@@ -79,8 +93,9 @@ async def begin_waits(session: AsyncSession) -> None:
 
 
 if __name__ == "__main__":
-    triggers.automations_session = waiting_session
+    wait_in_the_event_loop()
     CausalOrdering.event_has_been_seen = remembering(CausalOrdering.event_has_been_seen)
     triggers.load_automations = listening_first(triggers.load_automations)
+    ChangeFlowRunState.act = heeding_the_state(ChangeFlowRunState.act)
     sys.argv = ["prefect", "server", "start", *sys.argv[1:]]
     app()

@@ -70,6 +70,9 @@ def serve(descriptor: int) -> None:
     from prefect.server.api.server import create_app
     from prefect.settings import PREFECT_SERVER_API_AUTH_STRING, PREFECT_SERVER_DATABASE_CONNECTION_URL, temporary_settings
 
+    from flows.server_database import wait_in_the_event_loop
+
+    wait_in_the_event_loop()
     with temporary_settings(restore_defaults={PREFECT_SERVER_API_AUTH_STRING, PREFECT_SERVER_DATABASE_CONNECTION_URL}):
         config = uvicorn.Config(create_app(ephemeral=True, final=True), log_level="error", lifespan="on")
         uvicorn.Server(config).run(sockets=[socket.socket(fileno=descriptor)])

@@ -89,7 +89,7 @@ def _train(job: GrpoJob, base: Base, adapted, start: dict[str, torch.Tensor], pr
         assert_policy_is_reference(adapted, start)
         guard = BadNumberGuard(run.order)
         guard.watch(trainer)
-        return {**run_trainer(trainer, run, guard, job.grpo.save_minutes), "timed_out": grader.timed_out}
+        return {**run_trainer(trainer, job, run, guard, job.grpo.save_minutes), "timed_out": grader.timed_out}
 
 
 def make_trainer(job: GrpoJob, base: Base, adapted, prompts: Dataset, run: Run, grader: Grader) -> GRPOTrainer:

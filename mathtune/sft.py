@@ -69,7 +69,7 @@ def _train(job: SftJob, base: Base, adapted, tokens: Tokens, run: Run, plan: Pla
     with packed(adapted, base.compute, plan):
         trainer = make_trainer(job, base, adapted, tokens, run, plan, guard.note)
         try:
-            return run_trainer(trainer, run, guard, job.sft.save_minutes)
+            return run_trainer(trainer, job, run, guard, job.sft.save_minutes)
         finally:
             trainer.release()
 

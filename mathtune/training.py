@@ -4,8 +4,8 @@ Everything is Trainer's own loop; nothing here steps an optimizer.
 """
 
 import math
-import os
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -25,10 +25,10 @@ from mathtune.files import DISK_FAILS, check_space, disk_errors
 from mathtune.guards import BadNumberGuard
 from mathtune.jobs import GrpoJob, SftJob
 from mathtune.journal import Journal
-from mathtune.recipe import Grpo, Sft, Tracking
+from mathtune.recipe import Grpo, Sft
 from mathtune.resume import Run
 from mathtune.stopping import STOP, StopAtStepEnd
-from mathtune.tracking import begin_run
+from mathtune.tracking import tracked
 
 
 def common_arguments(job: SftJob | GrpoJob, section: Sft | Grpo, compute: Compute, run: Run,
@@ -51,7 +51,7 @@ def common_arguments(job: SftJob | GrpoJob, section: Sft | Grpo, compute: Comput
         "use_cpu": compute.device.type == "cpu",
         "dataloader_pin_memory": compute.device.type == "cuda", "logging_steps": 1, "logging_nan_inf_filter": False,
         "disable_tqdm": True, "log_level": "error", "run_name": job.title,
-        "report_to": _tracking(job.tracking if run.ranks.first else None, job.title),
+        "report_to": "wandb" if job.tracking and run.ranks.first else "none",
     }
 
 
@@ -121,11 +121,12 @@ class PolicyIsTheCheckpoints(TrainerCallback):
             raise TrainingError("the optimizer does not hold what is trained", where=strange[0])
 
 
-def run_trainer(trainer: Trainer, run: Run, guard: BadNumberGuard, minutes: float) -> dict[str, Any]:
+def run_trainer(trainer: Trainer, job: SftJob | GrpoJob, run: Run, guard: BadNumberGuard, minutes: float) -> dict[str, Any]:
     """Trains to the last step. Returns ``Run.outcome``.
 
     Args:
         trainer: over the examples that are left; its arguments count all steps.
+        job: what it trains.
         run: what it goes on from.
         guard: against bad numbers.
         minutes: time between checkpoints, besides Trainer's own every so many steps.
@@ -141,15 +142,13 @@ def run_trainer(trainer: Trainer, run: Run, guard: BadNumberGuard, minutes: floa
     for callback in (policy, SeedEachStep(run.ranks.rank), reporter, StopAtStepEnd(run.ranks), keeper):
         trainer.add_callback(callback)
     trainer.add_callback(guard)
-    _train(trainer, run, keeper.expected_bytes)
+    _train(trainer, job, run, keeper.expected_bytes)
     return run.outcome(trainer.state.log_history, masters(trainer.model))
 
 
-def _train(trainer: Trainer, run: Run, checkpoint_bytes: int) -> None:
+def _train(trainer: Trainer, job: SftJob | GrpoJob, run: Run, checkpoint_bytes: int) -> None:
     try:
-        if "wandb" in trainer.args.report_to:
-            begin_run(run.emit, "the training goes on", project=os.environ["WANDB_PROJECT"], name=os.environ["WANDB_NAME"])
-        with STOP.saving():
+        with tracked(job.tracking, job.title, run.emit) if "wandb" in trainer.args.report_to else nullcontext(), STOP.saving():
             trainer.train(resume_from_checkpoint=str(run.resume.folder) if run.resume else None)
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
@@ -157,27 +156,8 @@ def _train(trainer: Trainer, run: Run, checkpoint_bytes: int) -> None:
         check_space(run.checkpoints.scratch, checkpoint_bytes)  # torch and safetensors say in many ways that a disk is full
         with disk_errors(run.checkpoints.scratch, only=DISK_FAILS):
             raise
-    finally:
-        if "wandb" in trainer.args.report_to:
-            import wandb
-
-            wandb.finish()  # the next chunk is a run of its own
     state = trainer.state
     if state.global_step < state.max_steps:
         run.ranks.raise_first(Interrupted(f"stopped at step {state.global_step} of {state.max_steps}, which is saved",
                                           remedy="the same command goes on from there"))
 
-
-def _tracking(tracking: Tracking | None, title: str) -> str:
-    if tracking is None:
-        return "none"
-    os.environ["WANDB_PROJECT"] = tracking.project
-    for variable, value in (("WANDB_ENTITY", tracking.entity), ("WANDB_RUN_GROUP", tracking.group)):
-        if value:
-            os.environ[variable] = value
-    if not os.environ.get("WANDB_API_KEY"):
-        os.environ["WANDB_MODE"] = "offline"
-    os.environ["WANDB_NAME"] = tracking.name or title
-    os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")
-    os.environ.setdefault("WANDB_FINISH_TIMEOUT", "60")  # by default the end of a chunk waits for W&B for ever
-    return "wandb"

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import uuid
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the engine: spinning threads starve each other on a busy machine
@@ -98,6 +99,18 @@ def prefect_server():
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def unsent_events():
+    """Prefect keeps on sending the events of this process to the server that it met first, each for seconds where that one is
+    gone: the next module begins anew."""
+    yield
+    if worker := sys.modules.get("prefect.events.worker"):
+        from flows.execute import forget_events
+
+        forget_events()
+        worker.EventsWorker.drain_all(timeout=0)
+
+
 @pytest.fixture(scope="module")
 def engine_keeper():
     from tests.engine_fixtures import Keeper
@@ -158,7 +171,7 @@ def offline_wandb(tmp_path, monkeypatch) -> Path:
     """The folder to which W&B writes the runs of a machine without a key."""
     import wandb
 
-    for variable in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT", "WANDB_NAME"):
+    for variable in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")

@@ -69,6 +69,7 @@ def end_at_once(process: subprocess.Popen) -> None:
     """As a machine that loses its power: a process and all that it started, in whatever sessions."""
     with suppress(psutil.NoSuchProcess):
         root = psutil.Process(process.pid)
+        root.suspend()  # nobody sees another one's end
         for one in [*root.children(recursive=True), root]:
             with suppress(psutil.NoSuchProcess):
                 one.kill()

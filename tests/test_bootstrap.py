@@ -370,7 +370,7 @@ class Runs:
     """Runs of one deployment, whose states are told as a worker and a flow tell them."""
 
     def __init__(self, client: SyncPrefectClient, tag: str, pool: str = "process"):
-        self.client, self.tag = client, tag
+        self.client, self.tag, self.pool = client, tag, pool
         with suppress(ObjectAlreadyExists):
             client.create_work_pool(WorkPoolCreate(name=pool, type=pool))
         self.deployment = client.create_deployment(client.create_flow_from_name("probe"), f"{tag}-{pool}", work_pool_name=pool,
@@ -391,11 +391,19 @@ class Runs:
     def comes_back(self, run: UUID) -> None:
         wait_for(lambda: self.state(run) == "SCHEDULED")
 
-    def beat(self, run: UUID) -> None:
-        event = Event(event=HEARTBEAT, resource=Resource({"prefect.resource.id": f"prefect.flow-run.{run}"}), related=[
+    def event(self, run: UUID, name: str) -> None:
+        event = Event(event=name, resource=Resource({"prefect.resource.id": f"prefect.flow-run.{run}"}), related=[
             {"prefect.resource.id": f"prefect.deployment.{self.deployment}", "prefect.resource.role": "deployment"},
-            {"prefect.resource.id": f"prefect.tag.{self.tag}", "prefect.resource.role": "tag"}])
+            {"prefect.resource.id": f"prefect.tag.{self.tag}", "prefect.resource.role": "tag"},
+            {"prefect.resource.id": f"prefect.work-pool.{self.pool}", "prefect.resource.role": "work-pool",
+             "prefect.work-pool.type": self.pool}])
         self.client.request("POST", "/events", json=[event.model_dump(mode="json")]).raise_for_status()
+
+
+def refused(client: SyncPrefectClient) -> set[str]:
+    """Why actions of automations were not done."""
+    asked = {"filter": {"event": {"name": ["prefect.automation.action.failed"]}}, "limit": 50}
+    return {event["payload"]["reason"] for event in client.request("POST", "/events/filter", json=asked).json()["events"]}
 
 
 @pytest.mark.slow
@@ -450,11 +458,17 @@ def test_silent_runs_and_those_that_never_began_are_brought_back_and_others_are_
     waiting = Runs(client, runs.tag, "kubernetes").begin(Pending())  # for a GPU
     taken = runs.begin(Pending())
     done, cancelled, silent = (runs.begin(Pending(), Running()) for _ in range(3))
+    begun = runs.begin(Running())
     runs.tell(cancelled, Cancelling())
-    for run in (done, cancelled, silent):
-        runs.beat(run)
     runs.tell(done, Completed())
+    for run in (done, cancelled, silent):
+        runs.event(run, HEARTBEAT)  # that of the run which is done comes late
+    runs.event(begun, "prefect.flow-run.Pending")  # and so does this
     runs.comes_back(taken)
     wait_for(lambda: runs.state(silent) == "CRASHED")
     assert client.read_flow_run(silent).state.message == "no heartbeat for 10 s"
-    assert [runs.state(one) for one in (done, cancelled, waiting)] == ["COMPLETED", "CANCELLING", "PENDING"]
+    wait_for(lambda: refused(client) == {f"it comes too late: the run is {state} by now"
+                                         for state in ("COMPLETED", "CANCELLING", "RUNNING")})
+    left = {"done": done, "cancelled": cancelled, "waiting": waiting, "begun": begun}
+    assert {name: runs.state(run) for name, run in left.items()} == {
+        "done": "COMPLETED", "cancelled": "CANCELLING", "waiting": "PENDING", "begun": "RUNNING"}

@@ -1,4 +1,4 @@
-"""The team's server over a restart: what its automations knew of runs is known afterwards."""
+"""The team's server under several clients, and over a restart: what its automations knew of runs is known afterwards."""
 
 import time
 
@@ -8,6 +8,7 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Crashed, Pending, Running
 
+from benchmarks.busy_server import measure
 from flows.automations import TAG, restart
 from tests.server_fixtures import TEAMS_SERVER, World, until
 
@@ -35,3 +36,10 @@ def test_a_run_that_crashes_after_a_restart_of_the_server_starts_again(tmp_path)
             until(lambda: client.read_flow_run(run).state_name == "Scheduled", world.server, 0.5)
     finally:
         world.kill_server()
+
+
+@pytest.mark.slow
+def test_several_clients_at_a_time_are_answered_and_none_is_refused():
+    """Prefect's own server refuses a part of what they ask, and now and then answers nobody for a minute."""
+    measured = measure(TEAMS_SERVER, clients=4, seconds=20)
+    assert measured["runs"] and not measured["refused"]

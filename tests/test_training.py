@@ -1,6 +1,7 @@
 """Training: float32 masters, the same bytes from a warm engine and after an interruption, and loud stops."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -108,9 +109,16 @@ def test_a_loss_that_is_no_number_stops_the_chunk(tiny_base, tmp_path):
     assert not (Path(job.output) / "adapter_model.safetensors").exists()
 
 
+def wandb_variables() -> dict[str, str]:
+    """But for the one by which W&B's processes find each other."""
+    return {name: value for name, value in os.environ.items() if name.startswith("WANDB_") and name != "WANDB_SERVICE"}
+
+
 def test_tracking_goes_offline_without_a_key(tiny_base, tmp_path, offline_wandb):
-    job = sft_job(tiny_base, tmp_path, sft=two_epochs(max_steps=1), tracking=Tracking(project="maths"))
+    before = wandb_variables()
+    job = sft_job(tiny_base, tmp_path, sft=two_epochs(max_steps=1), tracking=Tracking(project="maths", group="first"))
     train_chunk(job, fresh(job), Events())
+    assert wandb_variables() == before  # the next chunk of the same engine has neither this one's name nor its group
     again = sft_job(tiny_base, tmp_path / "next", sft=two_epochs(max_steps=1), tracking=Tracking(project="maths"))
     train_chunk(again, fresh(again), Events())
     assert len(list(offline_wandb.glob("offline-run-*"))) == 2  # a run for each chunk
