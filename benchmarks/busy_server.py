@@ -12,8 +12,9 @@ Prints a table and writes it to benchmarks/results/busy_server.{json,md}.
 import argparse
 import os
 import tempfile
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
@@ -68,25 +69,23 @@ def ask(clients: int, seconds: float) -> dict[str, Any]:
             client.create_automation(automation)
     begin = time.monotonic()
     at_work = [Client(deployment, begin + seconds) for _ in range(clients)]
-    for one in at_work:
-        one.start()
-    for one in at_work:
-        one.join()
+    with ThreadPoolExecutor(clients) as threads:
+        for ended in [threads.submit(copy_context().run, one.tell) for one in at_work]:  # the settings are the context's
+            ended.result()
     minutes = (time.monotonic() - begin) / 60
     return {"runs": sum(one.runs for one in at_work) / minutes, "refused": sum(one.refused for one in at_work),
             "longest": max(one.longest for one in at_work)}
 
 
-class Client(threading.Thread):
+class Client:
     """One that tells the server of run after run."""
 
     def __init__(self, deployment: Any, end: float):
-        super().__init__()
         self.deployment, self.end = deployment, end
         self.runs = self.refused = 0
         self.longest = 0.0
 
-    def run(self) -> None:
+    def tell(self) -> None:
         with get_client(sync_client=True) as client:
             while time.monotonic() < self.end:
                 self.runs += self.tell_of_one(client)

@@ -24,6 +24,7 @@ from tests.conftest import VERIFIER_TEMPLATE
 CANARIES = {"HF_TOKEN": "hf_canaryAAAAAAAAAAAAAAAAAAAAAAAAAAAA", "WANDB_API_KEY": "c0ffee" * 6 + "c0ff",
             "AWS_SECRET_ACCESS_KEY": "canary/BBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBB"}
 PATIENCE = 120  # seconds, on a busy machine
+LOADED_SECONDS = 2  # after which a server looks at an automation that was just made
 TEAMS_SERVER = ("deployments.server",)  # whose automations are right with a busy database
 
 

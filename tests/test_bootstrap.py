@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 import yaml
@@ -28,6 +28,7 @@ from prefect.client.schemas.actions import (
 )
 from prefect.client.schemas.objects import BlockDocument
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
+from prefect.events.schemas.automations import AutomationCore
 from prefect.events.schemas.events import Event, Resource
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
@@ -46,7 +47,7 @@ from mathtune.recipe_file import load_recipe
 from storage import ArtifactStore, CheckpointStore
 from tasks.deployment import ATTEMPTS
 from tasks.slots import IN_MEMORY
-from tests.server_fixtures import answers, free_port, kill_group
+from tests.server_fixtures import LOADED_SECONDS, answers, free_port, kill_group
 
 ROOT = Path(__file__).parents[1]
 LOGIN = "team:planted-password"
@@ -400,6 +401,13 @@ class Runs:
         self.client.request("POST", "/events", json=[event.model_dump(mode="json")]).raise_for_status()
 
 
+def create(client: SyncPrefectClient, *automations: AutomationCore) -> None:
+    """Besides those that the server has."""
+    for automation in automations:
+        client.create_automation(automation.model_copy(update={"name": f"{automation.name} ({uuid4()})"}))
+    time.sleep(LOADED_SECONDS)
+
+
 def refused(client: SyncPrefectClient) -> set[str]:
     """Why actions of automations were not done."""
     asked = {"filter": {"event": {"name": ["prefect.automation.action.failed"]}}, "limit": 50}
@@ -409,7 +417,7 @@ def refused(client: SyncPrefectClient) -> set[str]:
 @pytest.mark.slow
 def test_a_crashed_run_starts_again_if_it_had_begun_and_not_for_ever(client):
     runs = Runs(client, "restarted")
-    client.create_automation(restart(runs.tag).model_copy(update={"name": "restart, here"}))
+    create(client, restart(runs.tag))
     never = runs.begin(Pending(), Crashed())
     done = runs.begin(Pending(), Running(), Completed())
     run = runs.begin(Pending(), Running(), Crashed())
@@ -428,7 +436,7 @@ def test_a_crashed_run_starts_again_if_it_had_begun_and_not_for_ever(client):
 @pytest.mark.slow
 def test_no_crash_is_missed_while_others_write_to_the_database(home, client):
     runs = Runs(client, "busy")
-    client.create_automation(restart(runs.tag).model_copy(update={"name": "restart, busy"}))
+    create(client, restart(runs.tag))
     begun = [runs.begin(Pending(), Running()) for _ in range(5)]
     over = threading.Event()
     writer = threading.Thread(target=write_all_the_time, args=(home.parent / "server" / "prefect.db", over))
@@ -453,8 +461,7 @@ def write_all_the_time(database: Path, over: threading.Event) -> None:
 @pytest.mark.slow
 def test_silent_runs_and_those_that_never_began_are_brought_back_and_others_are_not(client):
     runs, short = Runs(client, "silent"), timedelta(seconds=10)
-    for automation in (zombie(runs.tag, short), resubmit(runs.tag, short)):
-        client.create_automation(automation.model_copy(update={"name": f"{automation.name}, here"}))
+    create(client, zombie(runs.tag, short), resubmit(runs.tag, short))
     waiting = Runs(client, runs.tag, "kubernetes").begin(Pending())  # for a GPU
     taken = runs.begin(Pending())
     done, cancelled, silent = (runs.begin(Pending(), Running()) for _ in range(3))

@@ -10,7 +10,7 @@ from prefect.states import Crashed, Pending, Running
 
 from benchmarks.busy_server import measure
 from flows.automations import TAG, restart
-from tests.server_fixtures import TEAMS_SERVER, World, until
+from tests.server_fixtures import LOADED_SECONDS, TEAMS_SERVER, World, until
 
 STORED_SECONDS = 8  # the server writes its events down every five
 
@@ -26,6 +26,7 @@ def test_a_run_that_crashes_after_a_restart_of_the_server_starts_again(tmp_path)
             deployment = client.create_deployment(client.create_flow_from_name("probe"), "probe", work_pool_name="probe",
                                                   entrypoint="nobody.runs_it", tags=[TAG])
             client.create_automation(restart())
+            time.sleep(LOADED_SECONDS)
             run = client.create_flow_run_from_deployment(deployment).id
             for state in (Pending(), Running()):
                 client.set_flow_run_state(run, state)

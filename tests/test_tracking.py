@@ -8,7 +8,7 @@ from mathtune.recipe import Tracking
 from mathtune.report.pictures import charts_of
 from mathtune.report.tables import key_figures
 from mathtune.run_record import RunRecord
-from mathtune.tracking import log_report
+from mathtune.tracking import log_report, tracked
 from tests.record_fixtures import full_solver, full_verifier, verifier_record
 
 
@@ -40,6 +40,19 @@ def test_what_wandb_does_not_take_fails_no_run(tmp_path, monkeypatch, place):
     assert asked[-1] == "finish" and place in asked
     ((event, fields),) = told
     assert event == "notice" and "No space left on device" in fields["text"] and "report itself is written" in fields["text"]
+
+
+def test_a_training_that_wandb_does_not_take_to_the_end_is_whole(monkeypatch):
+    told = []
+
+    def finish():
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("wandb.init", lambda **_: None)
+    monkeypatch.setattr("wandb.finish", finish)
+    with tracked(Tracking(project="maths"), "train-chunk[0:96)", lambda event, **fields: told.append((event, fields["text"]))):
+        pass
+    assert told == [("notice", "W&B did not take all of the training's figures: [Errno 28] No space left on device")]
 
 
 @pytest.mark.slow
