@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -53,20 +54,25 @@ def measure(command: tuple[str, ...], clients: int, seconds: float) -> dict[str,
         world = World(Path(name), Path(name), command)
         world.start_server()
         try:
-            with temporary_settings({PREFECT_API_URL: world.url, PREFECT_CLIENT_MAX_RETRIES: 0,
-                                     PREFECT_API_REQUEST_TIMEOUT: 300}):
-                return ask(clients, seconds)
+            with temporary_settings({PREFECT_API_URL: world.url, PREFECT_API_REQUEST_TIMEOUT: 300}):
+                deployment = prepare()
+                with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+                    return ask(deployment, clients, seconds)
         finally:
             world.kill_server()
 
 
-def ask(clients: int, seconds: float) -> dict[str, Any]:
+def prepare() -> UUID:
+    """What a server holds before: a pool, our automations, and a deployment, which it returns."""
     with get_client(sync_client=True) as client:
         client.create_work_pool(WorkPoolCreate(name="probe", type="process"))
-        deployment = client.create_deployment(client.create_flow_from_name("probe"), "probe", work_pool_name="probe",
-                                              entrypoint="nobody.runs_it", tags=[TAG])
         for automation in automations():
             client.create_automation(automation)
+        return client.create_deployment(client.create_flow_from_name("probe"), "probe", work_pool_name="probe",
+                                        entrypoint="nobody.runs_it", tags=[TAG])
+
+
+def ask(deployment: UUID, clients: int, seconds: float) -> dict[str, Any]:
     begin = time.monotonic()
     at_work = [Client(deployment, begin + seconds) for _ in range(clients)]
     with ThreadPoolExecutor(clients) as threads:
@@ -80,7 +86,7 @@ def ask(clients: int, seconds: float) -> dict[str, Any]:
 class Client:
     """One that tells the server of run after run."""
 
-    def __init__(self, deployment: Any, end: float):
+    def __init__(self, deployment: UUID, end: float):
         self.deployment, self.end = deployment, end
         self.runs = self.refused = 0
         self.longest = 0.0

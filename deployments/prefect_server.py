@@ -74,7 +74,7 @@ def heeding_the_state(act: Callable[..., Awaitable[None]]) -> Callable[..., Awai
             async with database.session_context() as session:
                 state = await session.scalar(sa.select(database.FlowRun.state_type).where(database.FlowRun.id == run))
             if state not in MEANT_FOR[action.state]:
-                raise ActionFailed(f"it comes too late: the run is {state.value} by now")
+                raise ActionFailed(f"it comes too late: the run is {state.value if state else 'deleted'} by now")
         await act(action, triggered)
 
     return act_unless_late
