@@ -195,6 +195,7 @@ def decided(accept: bool, skip: bool) -> str | None:
 
 def main() -> None:
     """Entry point of the command."""
+    execute.quieten_prefect()
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:

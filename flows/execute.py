@@ -37,6 +37,12 @@ PATIENCE = {"PREFECT_CLIENT_MAX_RETRIES": "4", "PREFECT_LOGGING_INTERNAL_LEVEL":
 OWN_REMEDY = f"what it said is above; or use another: {SERVER}, and export its PREFECT_API_URL"
 
 
+def quieten_prefect() -> None:
+    """To be called before Prefect is imported: what a person has set stays."""
+    for name, value in (PATIENCE if "PREFECT_API_URL" in os.environ else {**QUIET_PREFECT, **PATIENCE}).items():
+        os.environ.setdefault(name, value)
+
+
 def execute(console: Console, flow: str, recipe: Recipe, **parameters: Any) -> None:
     """Runs a flow with a progress display and prints where the chain stands afterwards.
 
@@ -140,7 +146,3 @@ def stop_status(events: Path) -> int:
     """Exit status of a run that was told to stop: ``SAVED``, or ``GIVEN_UP`` where steps since the last checkpoint were."""
     stopped = [json.loads(line) for line in events.read_text().splitlines() if '"stopped"' in line] if events.is_file() else []
     return SAVED if stopped and stopped[-1]["saved"] else GIVEN_UP
-
-
-for _name, _value in (PATIENCE if "PREFECT_API_URL" in os.environ else {**QUIET_PREFECT, **PATIENCE}).items():
-    os.environ.setdefault(_name, _value)

@@ -21,6 +21,8 @@ from mathtune.demo.problems import rows
 def command(monkeypatch, capsys):
     """Runs ``mathtune …`` in this process: ``(exit status, standard output, standard error)``."""
 
+    monkeypatch.setattr(execute, "quieten_prefect", lambda: None)  # it would quieten the processes of later tests, too
+
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["mathtune", *map(str, arguments)])
         monkeypatch.setenv("COLUMNS", "200")
