@@ -71,9 +71,10 @@ def heeding_the_state(act: Callable[..., Awaitable[None]]) -> Callable[..., Awai
     async def act_unless_late(action: ChangeFlowRunState, triggered: TriggeredAction) -> None:
         if triggered.automation.name.startswith(OURS):
             database, run = provide_database_interface(), await action.flow_run(triggered)
-            async with database.session_context() as session:
-                state = await session.scalar(sa.select(database.FlowRun.state_type).where(database.FlowRun.id == run))
-            if state not in MEANT_FOR[action.state]:
+            async with database.session_context() as session:  # an event is told before what it tells of is committed
+                asked = sa.select(database.FlowRun.state_type).where(database.FlowRun.id == run).with_for_update()
+                state = await session.scalar(asked)
+            if state not in MEANT_FOR.get(action.state, {state}):
                 raise ActionFailed(f"it comes too late: the run is {state.value if state else 'deleted'} by now")
         await act(action, triggered)
 

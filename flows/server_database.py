@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from aiosqlite import Cursor
+from aiosqlite import Connection, Cursor
 from prefect.server.database.configurations import SQLITE_BEGIN_MODE, AioSqliteConfiguration
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
@@ -28,30 +28,32 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 WAIT_SECONDS = 60  # Prefect's own
 POLL_SECONDS = 0.01
+LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_BUSY_RECOVERY}  # not SQLITE_BUSY_SNAPSHOT: what was read is outdated for good
 
 
 def wait_in_the_event_loop() -> None:
     """To be called before the server opens its database."""
     Cursor.execute = trying_again(Cursor.execute)
     Cursor.executemany = trying_again(Cursor.executemany)
+    Connection.commit = trying_again(Connection.commit)  # waits for readers where a file system has no write-ahead log
     AioSqliteConfiguration.setup_sqlite = without_waiting(AioSqliteConfiguration.setup_sqlite)
     AioSqliteConfiguration.begin_transaction = ready_to_write(AioSqliteConfiguration.begin_transaction)
 
 
-def trying_again(execute: Callable[..., Awaitable[Cursor]]) -> Callable[..., Awaitable[Cursor]]:
-    """A cursor's method, tried so long as another connection has the lock."""
+def trying_again(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """A cursor's or a connection's method, tried so long as another connection has the lock."""
 
-    async def execute_when_free(cursor: Cursor, *arguments: Any) -> Cursor:
+    async def do_when_free(*arguments: Any) -> Any:
         end = time.monotonic() + WAIT_SECONDS
         while True:
             try:
-                return await execute(cursor, *arguments)
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                return await method(*arguments)
+            except sqlite3.OperationalError as error:  # one of Python's own has no code
+                if getattr(error, "sqlite_errorcode", None) not in LOCKED or time.monotonic() > end:
                     raise
             await asyncio.sleep(POLL_SECONDS)
 
-    return execute_when_free
+    return do_when_free
 
 
 def without_waiting(setup: Callable[..., None]) -> Callable[..., None]:
