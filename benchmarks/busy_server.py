@@ -30,8 +30,7 @@ from flows.automations import TAG, automations
 from tests.server_fixtures import TEAMS_SERVER, World
 
 SERVERS = {"prefect server start": ("prefect", "server", "start"), "deployments.server": TEAMS_SERVER}
-COLUMNS = {"server": "server", "clients": "clients", "runs": "runs a minute", "refused": "requests refused",
-           "longest": "longest request, s"}
+COLUMNS = ("server", "clients", "runs a minute", "requests refused", "longest request, s")
 
 
 def main() -> None:
@@ -121,7 +120,7 @@ def as_markdown(figures: dict[str, Any]) -> str:
     return "\n".join([
         "# A Prefect server on SQLite and several clients", "",
         f"`python benchmarks/busy_server.py`, {machine_line(figures['machine'])}",
-        f"| {' | '.join(COLUMNS.values())} |", "|---|---:|---:|---:|---:|", *rows, "",
+        f"| {' | '.join(COLUMNS)} |", "|---|---:|---:|---:|---:|", *rows, "",
         f"Clients begin new runs for {figures['seconds']:.0f} s. A run is five requests: created, Pending, Running, Completed, "
         "and the pool asked. Refused: 503, \"database is locked\", which Prefect's clients try again after 2 s and more, or no "
         "answer in five minutes. Why: `flows/server_database.py`.", ""])

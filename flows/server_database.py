@@ -17,7 +17,6 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from contextvars import ContextVar
 from typing import Any
 
 from aiosqlite import Connection, Cursor
@@ -71,22 +70,20 @@ def without_waiting(setup: Callable[..., None]) -> Callable[..., None]:
 def ready_to_write(begin: Callable[..., Any]) -> Callable[..., Any]:
     """``AioSqliteConfiguration.begin_transaction``, with the right to write from the begin. Another session in its time would
     wait for it in vain, and is Prefect's own."""
-    inside = ContextVar("inside", default=False)
 
     @asynccontextmanager
     async def begin_ready(configuration: AioSqliteConfiguration, session: AsyncSession,
                           with_for_update: bool = False) -> AsyncIterator[AsyncSessionTransaction]:
-        if inside.get():
+        if SQLITE_BEGIN_MODE.get():  # it is set as long as a transaction lasts
             async with begin(configuration, session, with_for_update) as transaction:
                 yield transaction
             return
         async with begin(configuration, session, with_for_update=True) as transaction:
             await session.connection()
-            mode, token = SQLITE_BEGIN_MODE.set("DEFERRED"), inside.set(True)
+            mode = SQLITE_BEGIN_MODE.set("DEFERRED")
             try:
                 yield transaction
             finally:
-                inside.reset(token)
                 SQLITE_BEGIN_MODE.reset(mode)
 
     return begin_ready

@@ -160,4 +160,3 @@ def _train(trainer: Trainer, job: SftJob | GrpoJob, run: Run, checkpoint_bytes: 
     if state.global_step < state.max_steps:
         run.ranks.raise_first(Interrupted(f"stopped at step {state.global_step} of {state.max_steps}, which is saved",
                                           remedy="the same command goes on from there"))
-

@@ -4,12 +4,10 @@ import time
 
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Crashed, Pending, Running
 
-from benchmarks.busy_server import measure
-from flows.automations import TAG, restart
+from benchmarks.busy_server import measure, prepare
 from tests.server_fixtures import LOADED_SECONDS, TEAMS_SERVER, World, until
 
 STORED_SECONDS = 8  # the server writes its events down every five
@@ -22,10 +20,7 @@ def test_a_run_that_crashes_after_a_restart_of_the_server_starts_again(tmp_path)
     world.start_server()
     try:
         with temporary_settings({PREFECT_API_URL: world.url}), get_client(sync_client=True) as client:
-            client.create_work_pool(WorkPoolCreate(name="probe", type="process"))
-            deployment = client.create_deployment(client.create_flow_from_name("probe"), "probe", work_pool_name="probe",
-                                                  entrypoint="nobody.runs_it", tags=[TAG])
-            client.create_automation(restart())
+            deployment = prepare()
             time.sleep(LOADED_SECONDS)
             run = client.create_flow_run_from_deployment(deployment).id
             for state in (Pending(), Running()):
